@@ -1,0 +1,1 @@
+"""The device's program: a control process (`run`) and an inference process (`serve`)."""

@@ -1,0 +1,83 @@
+"""The command line of `edge-agent`. It parses and prints; each command's work is imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edge_agent import config as configuration
+from edge_contract import canonical
+from edge_contract.console import Program, json_option, print_json
+
+CONFIG = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/edgeward/agent.toml"),
+    show_default=True,
+    envvar="EDGEWARD_CONFIG",
+    help="The agent's TOML file.",
+)
+
+
+@click.group("edge-agent", cls=Program)
+def main() -> None:
+    """Serve models on this device and keep them healthy.
+
+    On a device, systemd runs `serve` and `run`; without systemd, `up` runs both.
+    """
+
+
+@main.command()
+@CONFIG
+def serve(config_path: Path) -> None:
+    """Run the inference process (Open Inference Protocol on HTTP)."""
+    from edge_agent.serving import server
+
+    server.run(configuration.load(config_path))
+
+
+@main.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, 1000), default=10, show_default=True)
+@click.option(
+    "--round-s",
+    type=click.FloatRange(0.01, 60),
+    default=0.2,
+    show_default=True,
+    help="Seconds each model runs in each round.",
+)
+@click.option("--inputs", type=click.Path(path_type=Path), help="NPZ of inputs; the first sample is used.")
+@json_option
+def bench(
+    models: tuple[Path, ...], threads: int, rounds: int, round_s: float, inputs: Path | None, as_json: bool
+) -> None:
+    """Measure MODELS (files, bundle or store folders), in turn, each in a process of its own.
+
+    The first is the baseline of the ratios. Loads, latency, CPU time and peak memory are those of the
+    path that serves requests.
+    """
+    from edge_agent.serving import bench as benchmark
+
+    report = benchmark.run(list(models), threads=threads, rounds=rounds, round_s=round_s, inputs=inputs)
+    if as_json:
+        click.echo(canonical.to_bytes(report).decode())
+    else:
+        click.echo(benchmark.table(report))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+def preflight(folder: Path, as_json: bool) -> None:
+    """Load a version from its store FOLDER, run its golden vectors, compare, and report a verdict."""
+    from edge_agent.serving import preflight as check
+
+    verdict = check.run(folder)
+    if as_json:
+        print_json(check.verdict_dict(verdict))
+    else:
+        click.echo(check.sentence(verdict))
+    raise SystemExit(0 if verdict.ok else 4)

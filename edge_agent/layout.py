@@ -1,0 +1,60 @@
+"""Pure: where everything lies on the device's disk. It computes paths and touches none of them.
+
+state_dir/
+  trust/          TUF metadata, the floor beside it, the operators' keys
+  staging/        downloads under way (same filesystem as the store)
+  store/DIGEST/   one version, immutable: manifest.json and its files
+  models/NAME/    current, previous → ../../store/DIGEST (symlinks)
+  journal/        NAME.json: where an update is
+  desired.json    the newest accepted desired state, as the envelope came
+  outbox.db       what waits for the controller
+run_dir/
+  control.sock    repository and statistics, for the control process
+  inference.sock  clients
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge_agent.config import Config
+
+MANIFEST = "manifest.json"
+
+
+class Layout:
+    """All paths of one agent."""
+
+    def __init__(self, config: Config) -> None:
+        self.state = Path(config.state_dir)
+        self.run = Path(config.run_dir)
+        self.trust = self.state / "trust"
+        self.staging = self.state / "staging"
+        self.store = self.state / "store"
+        self.models = self.state / "models"
+        self.journal = self.state / "journal"
+        self.starts = self.state / "starts"
+        self.desired = self.state / "desired.json"
+        self.rejected = self.state / "rejected.json"
+        self.session = self.state / "session.json"
+        self.outbox = self.state / "outbox.db"
+        self.control_socket = self.run / "control.sock"
+        self.inference_socket = (
+            Path(config.serving.socket) if config.serving.socket else self.run / "inference.sock"
+        )
+
+    def version(self, digest: str) -> Path:
+        """The store folder of one version."""
+        return self.store / digest
+
+    def current(self, name: str) -> Path:
+        """The symlink that says what a model serves."""
+        return self.models / name / "current"
+
+    def previous(self, name: str) -> Path:
+        """The symlink to the version before."""
+        return self.models / name / "previous"
+
+    def journal_file(self, name: str) -> Path:
+        """Where the update of one model is."""
+        return self.journal / f"{name}.json"
