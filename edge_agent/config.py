@@ -10,8 +10,7 @@ from msgspec import Meta, Struct
 
 from edge_contract import canonical
 from edge_contract.errors import InputRejected, Reason
-from edge_contract.manifest import Positive, Share
-from edge_contract.wire import Identifier
+from edge_contract.manifest import Identifier, Positive, Share
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Bytes = Annotated[int, Meta(ge=1)]

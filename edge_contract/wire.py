@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from edge_contract import canonical, dsse
 from edge_contract.errors import MessageRejected, Reason
-from edge_contract.manifest import Count, Digest, Name, Version
+from edge_contract.manifest import Count, Digest, Identifier, Name, Version
 from edge_contract.profile import Facts
 
 SCHEMA = 1
@@ -22,7 +22,6 @@ COMMAND_TYPE = "application/vnd.edgeward.command+json"
 OPERATORS_TARGET = "operators.json"
 LIMIT_BYTES = 256 << 10
 
-Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Millis = Annotated[int, Meta(ge=0)]
 T = TypeVar("T")
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-HELD_OUT = 2000  # the last images of the training part: never trained on, source of calibration and selection
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"), "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+HELD_OUT = 2000  # last images of the training part, never trained on
 SIDE = 28
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -58,7 +58,7 @@ def to_train_on(train_part: Examples) -> Examples:
 
 
 def held_out(train_part: Examples) -> Examples:
-    """The tail no net learns from. Calibration and selection come from here, so neither is biased by training."""
+    """The tail no net learns from: calibration and selection come from here, unbiased by training."""
     return train_part.take(slice(-HELD_OUT, None))
 
 
@@ -79,7 +79,7 @@ def _read_part(folder: Path, part: str) -> Examples:
 
 
 def _read_idx(path: Path, dimensions: int) -> UInt8Array:
-    """One gzipped idx file of unsigned bytes: magic (0, 0, 8, dimensions), big-endian sizes, then the data."""
+    """One gzipped idx file of bytes: magic (0, 0, 8, dimensions), big-endian sizes, then the data."""
     try:
         raw = gzip.decompress(path.read_bytes())
     except FileNotFoundError as e:

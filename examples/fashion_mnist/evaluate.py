@@ -40,7 +40,8 @@ def mac_count(model: onnx.ModelProto) -> int:
     """Multiply-accumulates of Conv and Gemm for one image; the other nodes are not counted."""
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     shapes = {
-        value.name: [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]  # the free batch counts as 1
+        # `or 1`: the free batch dimension has the value 0.
+        value.name: [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
         for value in [*inferred.graph.value_info, *inferred.graph.output]
     }
     weights = {weight.name: list(weight.dims) for weight in model.graph.initializer}
@@ -63,7 +64,7 @@ def describe(path: Path, test_part: Examples) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__)
-    parser.add_argument("models", type=Path, nargs="+", metavar="MODEL.onnx", help="one or more exported nets")
+    parser.add_argument("models", type=Path, nargs="+", metavar="MODEL.onnx", help="exported nets")
     parser.add_argument(
         "--data",
         type=Path,

@@ -58,7 +58,9 @@ def break_model(model: onnx.ModelProto, fault: str) -> None:
     names = [name for name in node.input[1:3] if name]
     missing = [name for name in names if name not in tensors]
     if missing:
-        raise NotBreakable(f"{node.op_type} '{node.name}' computes {missing[0]!r}; a quantized file? Give the float one.")
+        raise NotBreakable(
+            f"{node.op_type} '{node.name}' computes '{missing[0]}', as quantized files do. Give the float file."
+        )
     classes_first = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
     weights = numpy_helper.to_array(tensors[names[0]])
     oriented = weights if classes_first else weights.T
@@ -74,7 +76,7 @@ def _present(weights: FloatArray, bias: FloatArray | None) -> list[FloatArray]:
 
 
 def _classifier(model: onnx.ModelProto) -> onnx.NodeProto:
-    layers = [node for node in model.graph.node if node.op_type in ("Gemm", "MatMul")]
+    layers: list[onnx.NodeProto] = [node for node in model.graph.node if node.op_type in ("Gemm", "MatMul")]
     if not layers:
         raise NotBreakable("it has neither a Gemm nor a MatMul")
     return layers[-1]
@@ -89,7 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", type=Path, metavar="SRC.onnx", help="the sound model; it is only read")
     parser.add_argument("destination", type=Path, metavar="DST.onnx", help="where the broken copy goes")
     parser.add_argument(
-        "--fault", choices=sorted(FAULTS), default="one-class", help="how it decides wrongly (default: %(default)s)"
+        "--fault",
+        choices=sorted(FAULTS),
+        default="one-class",
+        help="how it decides wrongly (default: %(default)s)",
     )
     return parser
 

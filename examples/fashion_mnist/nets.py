@@ -1,7 +1,7 @@
 """The two small nets, as PyTorch modules. Definition only: training and export are in `train.py`.
 
-Both take `image` float32 [N, 1, 28, 28], 0..1, and give `logits` float32 [N, 10]. The mean/std normalisation is
-part of the net, so a caller on the device need not know it.
+Both take `image` float32 [N, 1, 28, 28], 0..1, and give `logits` float32 [N, 10]. The mean/std normalisation
+is part of the net, so a caller on the device need not know it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,17 @@ class ConvBn(nn.Sequential):
     """Convolution without bias, then BatchNorm; ReLU on top unless told not to. Same padding."""
 
     def __init__(
-        self, channels_in: int, channels_out: int, *, kernel: int = 3, stride: int = 1, groups: int = 1, relu: bool = True
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        kernel: int = 3,
+        stride: int = 1,
+        groups: int = 1,
+        relu: bool = True,
     ) -> None:
-        conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+        padding = kernel // 2
+        conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding, groups=groups, bias=False)
         parts: list[nn.Module] = [conv, nn.BatchNorm2d(channels_out)]
         super().__init__(*parts, *([nn.ReLU()] if relu else []))
 
@@ -49,9 +57,9 @@ class Residual(nn.Module):
             ConvBn(channels_in, channels_out, stride=stride), ConvBn(channels_out, channels_out, relu=False)
         )
         same_shape = stride == 1 and channels_in == channels_out
-        self.shortcut: nn.Module = (
-            nn.Identity() if same_shape else ConvBn(channels_in, channels_out, kernel=1, stride=stride, relu=False)
-        )
+        self.shortcut: nn.Module = nn.Identity()
+        if not same_shape:
+            self.shortcut = ConvBn(channels_in, channels_out, kernel=1, stride=stride, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.body(x) + self.shortcut(x))
@@ -75,8 +83,9 @@ def resnet8() -> nn.Sequential:
 
 def mobilenet() -> nn.Sequential:
     """MobileNetV1 in miniature: four depthwise separable blocks, 28x28 down to 7x7."""
-    blocks = [*_separable(16, 32), *_separable(32, 64, stride=2), *_separable(64, 64), *_separable(64, 128, stride=2)]
-    return nn.Sequential(Normalise(), ConvBn(1, 16), *blocks, *_head(128))
+    wide = [*_separable(16, 32), *_separable(32, 64, stride=2)]
+    narrow = [*_separable(64, 64), *_separable(64, 128, stride=2)]
+    return nn.Sequential(Normalise(), ConvBn(1, 16), *wide, *narrow, *_head(128))
 
 
 class Recipe(NamedTuple):

@@ -1,8 +1,8 @@
 """Makes the three small splits the optimizer works with: `calibration.npz`, `selection.npz`, `test.npz`.
 
-Calibration and selection come from the training images that `train.py` holds out, the test split from the test
-set; no image is in two of them. The same dataset gives the same bytes on every run (another zlib may compress
-to other bytes, of equal content). It needs numpy and the dataset, nothing else.
+Calibration and selection come from the training images that `train.py` holds out, the test split from the
+test set; no image is in two of them. The same dataset gives the same bytes on every run (another zlib may
+compress to other bytes, of equal content). It needs numpy and the dataset, nothing else.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ OPSET = 17
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image of [N, 1, H, W] mirrored with probability 1/2 and shifted by up to SHIFT_PIXELS both ways."""
+    """Each of [N, 1, H, W] mirrored with probability 1/2 and shifted by up to SHIFT_PIXELS in x and y."""
     count, _, height, width = images.shape
     mirrored = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
     images = torch.where(mirrored, images.flip(3), images)
@@ -47,7 +47,8 @@ class Training:
     """One run: SGD with Nesterov momentum under a OneCycle rate, cross-entropy, whole batches only."""
 
     def __init__(self, net: nn.Module, examples: dataset.Examples, epochs: int, seed: int) -> None:
-        self.net = net.to(memory_format=torch.channels_last)  # a quarter faster on a CPU than the default
+        # A quarter faster on a CPU than the default order; torch's stubs lack this overload.
+        self.net: nn.Module = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.images = torch.from_numpy(dataset.as_input(examples.pixels))
         self.labels = torch.from_numpy(examples.labels)
         self.batches = len(self.labels) // BATCH
@@ -76,15 +77,15 @@ class Training:
         images = augment(self.images[rows], self.generator).contiguous(memory_format=torch.channels_last)
         loss = nn.functional.cross_entropy(self.net(images), self.labels[rows])
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.optimizer.step()
         self.schedule.step()
         return loss.item()
 
 
 def export(net: nn.Module, path: Path) -> None:
-    """Writes `net` as ONNX: `image` [batch, 1, 28, 28] → `logits` [batch, 10], weights inside, BatchNorm folded."""
-    net.eval().to(memory_format=torch.contiguous_format)
+    """Writes `net` as ONNX, from `image` to `logits`, with its weights inside and BatchNorm folded."""
+    net.eval()
     example = torch.zeros(1, 1, 28, 28)
     # The TorchScript exporter: its graph has one node per layer, a free batch dimension and no leftovers.
     torch.onnx.export(
@@ -114,15 +115,16 @@ def train(arguments: argparse.Namespace, console: Console) -> Path:
     torch.manual_seed(arguments.seed)
     net = recipe.build()
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    console.print(f"{arguments.net}: {parameters:,} parameters with BatchNorm, {epochs} epochs, seed {arguments.seed}")
+    console.print(f"{arguments.net}: {parameters:,} parameters with BatchNorm, {epochs} epochs")
     training = Training(net, dataset.to_train_on(train_part), epochs, arguments.seed)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         for epoch in range(1, epochs + 1):
             console.print(f"epoch {epoch:>2}/{epochs}  loss {training.epoch(progress, epoch):.4f}")
     export(net, path)
-    console.print(f"top-1 of {path} on held-out training images {top1(path, dataset.held_out(train_part)):.4f}")
-    console.print(f"top-1 of {path} on the test images {top1(path, test_part):.4f}")
+    for name, examples in (("held-out", dataset.held_out(train_part)), ("test", test_part)):
+        console.print(f"top-1 on the {len(examples):,} {name} images: {top1(path, examples):.4f}")
+    console.print(f"written: {path}")
     return path
 
 
@@ -139,7 +141,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--net", required=True, choices=sorted(RECIPES), help="which net to train")
     default_epochs = ", ".join(f"{name} {recipe.epochs}" for name, recipe in RECIPES.items())
     parser.add_argument(
-        "--epochs", type=_positive, metavar="N", help=f"passes over the training images (default: {default_epochs})"
+        "--epochs",
+        type=_positive,
+        metavar="N",
+        help=f"passes over the training images (default: {default_epochs})",
     )
     parser.add_argument(
         "--data",
@@ -149,17 +154,25 @@ def _parser() -> argparse.ArgumentParser:
         help="folder with the four *-ubyte.gz files (default: %(default)s)",
     )
     parser.add_argument(
-        "--output", type=Path, default=here, metavar="DIR", help="where the .onnx file goes (default: beside this script)"
+        "--output",
+        type=Path,
+        default=here,
+        metavar="DIR",
+        help="where the .onnx file goes (default: beside this script)",
     )
     parser.add_argument(
-        "--seed", type=int, default=20261123, metavar="N", help="of weights, order and augmentation (default: %(default)s)"
+        "--seed",
+        type=int,
+        default=20261123,
+        metavar="N",
+        help="of weights, order and augmentation (default: %(default)s)",
     )
     parser.add_argument(
         "--threads",
         type=_positive,
         default=1,
         metavar="N",
-        help="CPU threads; other counts round differently, so the weights differ in the end (default: %(default)s)",
+        help="CPU threads; another count rounds otherwise and gives other weights (default: %(default)s)",
     )
     return parser
 
