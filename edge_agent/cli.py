@@ -39,6 +39,59 @@ def serve(config_path: Path) -> None:
 
 
 @main.command()
+@CONFIG
+def run(config_path: Path) -> None:
+    """Run the control process (MQTT, updates, telemetry)."""
+    from edge_agent import app
+
+    app.run(config_path, configuration.load(config_path))
+
+
+@main.command()
+@CONFIG
+def up(config_path: Path) -> None:
+    """Run `serve` and `run` together, where there is no systemd."""
+    from edge_agent import supervisor
+
+    supervisor.run(config_path, configuration.load(config_path))
+
+
+@main.command()
+@CONFIG
+@json_option
+def status(config_path: Path, as_json: bool) -> None:
+    """Say what this device serves, what its disk says, and how the last update ended."""
+    from edge_agent import status as truth
+
+    found = truth.collect(configuration.load(config_path))
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(truth.text(found))
+
+
+@main.command("fetch", hidden=True)
+@CONFIG
+@click.argument("name")
+@click.argument("version")
+@click.argument("digest")
+def fetch_child(config_path: Path, name: str, version: str, digest: str) -> int:
+    """Bring one published version into the store. The control process runs this as a child."""
+    from edge_agent.update import fetch
+
+    return fetch.run_fetch(configuration.load(config_path), name, version, digest)
+
+
+@main.command("trust", hidden=True)
+@CONFIG
+def trust_child(config_path: Path) -> int:
+    """Refresh signed metadata and the operators' keys. The control process runs this as a child."""
+    from edge_agent.update import fetch
+
+    return fetch.run_trust(configuration.load(config_path))
+
+
+@main.command()
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
 @click.option("--rounds", type=click.IntRange(1, 1000), default=10, show_default=True)
@@ -70,12 +123,19 @@ def bench(
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--latency-factor",
+    type=click.FloatRange(1.0),
+    default=5.0,
+    show_default=True,
+    help="How much slower than the manifest's expectation, scaled to this machine, is too slow.",
+)
 @json_option
-def preflight(folder: Path, as_json: bool) -> None:
+def preflight(folder: Path, latency_factor: float, as_json: bool) -> None:
     """Load a version from its store FOLDER, run its golden vectors, compare, and report a verdict."""
     from edge_agent.serving import preflight as check
 
-    verdict = check.run(folder)
+    verdict = check.run(folder, latency_factor=latency_factor)
     if as_json:
         print_json(check.verdict_dict(verdict))
     else:

@@ -6,7 +6,7 @@ state_dir/
   store/DIGEST/   one version, immutable: manifest.json and its files
   models/NAME/    current, previous → ../../store/DIGEST (symlinks)
   journal/        NAME.json: where an update is
-  desired.json    the newest accepted desired state, as the envelope came
+  desired.json    the newest accepted desired state
   outbox.db       what waits for the controller
 run_dir/
   control.sock    repository and statistics, for the control process
@@ -38,6 +38,7 @@ class Layout:
         self.rejected = self.state / "rejected.json"
         self.session = self.state / "session.json"
         self.outbox = self.state / "outbox.db"
+        self.control_lock = self.run / "control.lock"
         self.control_socket = self.run / "control.sock"
         self.inference_socket = (
             Path(config.serving.socket) if config.serving.socket else self.run / "inference.sock"

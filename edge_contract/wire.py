@@ -73,7 +73,9 @@ class Birth(_Message, frozen=True):
     at_ms: Millis
 
 
-UpdateState = Literal["idle", "resolving", "downloading", "preflight", "activating", "probation", "reverting"]
+UpdateState = Literal[
+    "idle", "waiting", "resolving", "downloading", "preflight", "activating", "probation", "reverting"
+]
 Outcome = Literal["none", "committed", "failed", "reverted", "removed"]
 
 
@@ -96,7 +98,11 @@ class ModelState(_Message, frozen=True):
 
 
 class State(_Message, frozen=True):
-    """Retained; what the device reports. `generation` is the newest desired state it accepted."""
+    """Retained; what the device reports. `generation` is the newest desired state it accepted.
+
+    `refused` says why the last desired state that came was refused, and `refused_sha256` which it was
+    (the digest of its envelope); both are empty once a later one is accepted.
+    """
 
     schema: Literal[1]
     generation: Count
@@ -105,6 +111,7 @@ class State(_Message, frozen=True):
     rejected: list[Digest]
     at_ms: Millis
     refused: str = ""
+    refused_sha256: str = ""
 
 
 class DesiredModel(_Message, frozen=True):

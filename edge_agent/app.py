@@ -1,0 +1,319 @@
+"""The control process: composes messaging, updates and telemetry, and runs the one loop they share.
+
+Only composition and routing here. Everything below is owned by this loop's thread; the MQTT thread and
+the children's readers hand values over through queues.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from edge_agent import facts, files, sdnotify
+from edge_agent.config import Config
+from edge_agent.inference import InferenceClient
+from edge_agent.layout import Layout
+from edge_agent.messaging.commands import Commands, Handler, text_argument
+from edge_agent.messaging.link import Link
+from edge_agent.messaging.mqtt import Message
+from edge_agent.messaging.outbox import Outbox
+from edge_agent.sensors import METRICS, Sensors
+from edge_agent.telemetry import Sampler
+from edge_agent.update.children import Child
+from edge_agent.update.operators import OperatorKeys
+from edge_agent.update.updater import Updater
+from edge_contract import canonical, wire
+from edge_contract.errors import (
+    DeviceUnfit,
+    EdgewardError,
+    MessageRejected,
+    Reason,
+    StorageFault,
+    TransferFailed,
+)
+
+log = logging.getLogger("edge_agent")
+
+_TICK_S = 0.1
+_LOOK_EVERY_MS = 1000
+_EVENT_TTL_S = 30 * 86400.0
+_TELEMETRY_TTL_S = 7 * 86400.0
+_EVENT_PRIORITY, _TELEMETRY_PRIORITY = 10, 1
+_BENCH_TIMEOUT_S = 300.0
+# Signed by nobody we know yet: the keys may have been rotated, so such a message is looked at again.
+_PERHAPS_NEW_KEYS = frozenset({Reason.UNSIGNED, Reason.SIGNATURE_INVALID})
+
+
+def clock_ms() -> int:
+    """Unix time in milliseconds; read once per turn of the loop."""
+    return time.time_ns() // 1_000_000
+
+
+class App:
+    """Complete once constructed; `run` returns after SIGTERM or SIGINT."""
+
+    def __init__(self, config_path: Path, config: Config) -> None:
+        now_ms = clock_ms()
+        self._config = config
+        self._layout = Layout(config)
+        files.make_folder(self._layout.state)
+        files.make_folder(self._layout.run)
+        self._lock = _single_instance(self._layout)
+        self._facts = facts.probe()
+        self._outbox = Outbox(
+            self._layout.outbox,
+            max_bytes=config.telemetry.outbox_max_bytes,
+            resend_s=config.telemetry.resend_s,
+            now_ms=now_ms,
+        )
+        if self._outbox.problem:
+            self._report(
+                wire.Event(now_ms, "storage", reason=Reason.STORAGE_FAULT, detail=self._outbox.problem)
+            )
+        self._operators = OperatorKeys(config_path, self._layout)
+        self._updater = Updater(config_path, config, self._report, now_ms)
+        self._inference = InferenceClient(self._layout.control_socket)
+        self._sampler = Sampler(Sensors(self._layout.state), self._inference, now_ms)
+        self._link = Link(config, self._outbox, _session_base(self._layout), self._birth, clock_ms)
+        handlers: dict[str, Handler] = {
+            "status": self._on_status,
+            "rollback": self._on_rollback,
+            "bench": self._on_bench,
+            "clear-rejected": self._on_clear_rejected,
+        }
+        self._commands = Commands(handlers, self._outbox, self._link.reply, self._link.topics.result)
+        self._serving = False
+        self._refused, self._refused_sha256 = "", ""
+        self._held: Message | None = None
+        self._next_look_ms = 0
+        self._next_sample_ms = now_ms + int(config.telemetry.interval_s * 1000)
+        self._stop = False
+
+    def run(self) -> None:
+        """The loop."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        self._link.start()
+        log.info("control process of %s/%s is up", self._config.tenant, self._config.device)
+        sdnotify.notify(sdnotify.READY)
+        watchdog_s = sdnotify.watchdog_s()
+        next_ping_s = time.monotonic()
+        while not self._stop:
+            self._receive()
+            self._tick(clock_ms())
+            if watchdog_s is not None and time.monotonic() >= next_ping_s:
+                sdnotify.notify(sdnotify.WATCHDOG)
+                next_ping_s = time.monotonic() + watchdog_s / 2
+        sdnotify.notify(sdnotify.STOPPING)
+        self._updater.stop()
+        self._operators.stop()
+        self._link.stop()
+        self._outbox.close()
+
+    def _on_signal(self, number: int, frame: Any) -> None:  # noqa: ARG002 - the signature is Python's
+        self._stop = True
+
+    def _receive(self) -> None:
+        """Wait for the next thing, and take everything that is there."""
+        try:
+            event = self._link.inbox.get(timeout=_TICK_S)
+        except queue.Empty:
+            return
+        while event is not None:
+            self._route(event, clock_ms())
+            event = None if self._link.inbox.empty() else self._link.inbox.get()
+
+    def _route(self, event: Any, now_ms: int) -> None:
+        try:
+            if not isinstance(event, Message):
+                self._link.handle(event, now_ms)
+            elif event.topic == self._link.topics.desired:
+                self._desired(event, now_ms)
+            elif event.topic == self._link.topics.command:
+                self._command(event, now_ms)
+            elif event.topic == self._link.topics.ack:
+                self._link.acknowledge(event)
+        except MessageRejected as e:
+            self._refuse(event, e, now_ms)
+        except StorageFault as e:
+            log.error("%s", e)
+
+    def _tick(self, now_ms: int) -> None:
+        try:
+            if self._operators.tick(now_ms) and self._held is not None:
+                held, self._held = self._held, None
+                self._route(held, now_ms)
+            self._look(now_ms)
+            self._updater.tick(now_ms)
+            self._commands.tick(now_ms)
+            self._sample(now_ms)
+            self._link.say_state(self._state(now_ms))
+            self._link.tick(now_ms)
+        except StorageFault as e:
+            # The disk may recover or be freed; serving goes on, and each part keeps its old state.
+            log.error("%s", e)
+
+    def _desired(self, message: Message, now_ms: int) -> None:
+        if not message.payload:
+            return  # the retained message was cleared: what was accepted stays
+        desired = wire.open_desired(
+            message.payload,
+            self._keys(),
+            tenant=self._config.tenant,
+            device=self._config.device,
+            generation=self._updater.generation,
+            now_ms=now_ms,
+        )
+        self._refused, self._refused_sha256 = "", ""
+        if desired.generation > self._updater.generation:
+            self._updater.accept(desired, now_ms)
+            log.info("desired state of generation %d accepted", desired.generation)
+
+    def _command(self, message: Message, now_ms: int) -> None:
+        command = wire.open_command(
+            message.payload,
+            self._keys(),
+            tenant=self._config.tenant,
+            device=self._config.device,
+            now_ms=now_ms,
+        )
+        self._commands.take(message, command, now_ms)
+
+    def _keys(self) -> wire.Operators:
+        if self._operators.keys is None:
+            self._operators.reload()
+        if self._operators.keys is None:
+            raise MessageRejected(
+                Reason.UNSIGNED,
+                f"the operators' keys are not known yet ({self._operators.problem})",
+                "nothing to do: the device asks the registry again and then looks at the message anew",
+            )
+        return self._operators.keys
+
+    def _refuse(self, event: Any, error: MessageRejected, now_ms: int) -> None:
+        """Report what was refused; what may only be signed by newer keys is held until they are fetched."""
+        log.warning("refused: %s", error)
+        topics = self._link.topics
+        if event.topic == topics.desired:
+            self._refused = str(error)
+            self._refused_sha256 = canonical.sha256_hex(event.payload)
+        if error.reason in _PERHAPS_NEW_KEYS:
+            self._operators.ask(now_ms)
+            if event.topic == topics.desired:
+                self._held = event
+        self._report(wire.Event(now_ms, "refused", reason=error.reason, detail=str(error)))
+
+    def _look(self, now_ms: int) -> None:
+        """Does the inference process answer, and does it serve what the disk says?"""
+        if now_ms < self._next_look_ms:
+            return
+        self._next_look_ms = now_ms + _LOOK_EVERY_MS
+        try:
+            self._updater.notice(self._inference.index())
+            self._serving = True
+        except TransferFailed:
+            self._serving = False
+
+    def _sample(self, now_ms: int) -> None:
+        if now_ms < self._next_sample_ms:
+            return
+        self._next_sample_ms = now_ms + int(self._config.telemetry.interval_s * 1000)
+        sample = self._sampler.sample(now_ms)
+        self._outbox.put("tel", sample, priority=_TELEMETRY_PRIORITY, now_ms=now_ms, ttl_s=_TELEMETRY_TTL_S)
+
+    def _report(self, event: wire.Event) -> None:
+        log.info("%s %s %s [%s] %s", event.kind, event.model, event.version, event.reason.value, event.detail)
+        try:
+            self._outbox.put("event", event, priority=_EVENT_PRIORITY, now_ms=event.at_ms, ttl_s=_EVENT_TTL_S)
+        except StorageFault as e:
+            log.error("an event could not be stored: %s", e)
+
+    def _birth(self, session: int, now_ms: int) -> wire.Birth:
+        return wire.Birth(1, session, self._facts, list(METRICS), now_ms)
+
+    def _state(self, now_ms: int) -> wire.State:
+        return wire.State(
+            schema=1,
+            generation=self._updater.generation,
+            serving=self._serving,
+            models=self._updater.views(),
+            rejected=self._updater.rejected.digests(),
+            at_ms=now_ms,
+            refused=self._refused,
+            refused_sha256=self._refused_sha256,
+        )
+
+    def _on_status(self, command: wire.Command) -> dict[str, Any]:  # noqa: ARG002 - a handler's shape
+        state = json.loads(canonical.to_bytes(self._state(clock_ms())))
+        return {"state": state, "facts": json.loads(canonical.to_bytes(self._facts))}
+
+    def _on_rollback(self, command: wire.Command) -> dict[str, Any]:
+        name = text_argument(command, "model")
+        ref = self._updater.rollback(name)
+        return {"model": name, "version": ref.version, "digest": ref.digest}
+
+    def _on_clear_rejected(self, command: wire.Command) -> dict[str, Any]:  # noqa: ARG002 - a handler's shape
+        return {"cleared": self._updater.rejected.clear()}
+
+    def _on_bench(self, command: wire.Command) -> BenchWork:
+        name = text_argument(command, "model")
+        ref = self._updater.current(name)
+        if ref is None:
+            raise MessageRejected(
+                Reason.UNKNOWN_MODEL, f"nothing serves as {name!r} here", "deploy it, then measure it"
+            )
+        return BenchWork(self._layout.version(ref.digest))
+
+
+class BenchWork:
+    """A benchmark of the serving version, in a child, for the `bench` command."""
+
+    def __init__(self, folder: Path) -> None:
+        self._child = Child(["bench", str(folder), "--json"], timeout_s=_BENCH_TIMEOUT_S)
+
+    def poll(self) -> dict[str, Any] | None:
+        """The report when it is there. Raises DeviceUnfit when the child failed."""
+        ended = self._child.ended()
+        if ended is None:
+            return None
+        if ended.code != 0:
+            reason, detail = ended.failure()
+            raise DeviceUnfit(reason, f"benchmark: {detail}", "try again when the device is less busy")
+        return dict(ended.last)
+
+
+def _single_instance(layout: Layout) -> int:
+    lock = files.try_lock(layout.control_lock)
+    if lock is None:
+        raise DeviceUnfit(
+            Reason.NOT_ALLOWED,
+            f"another control process holds {layout.control_lock}",
+            "stop it first, or give this one its own run_dir and state_dir",
+        )
+    return lock
+
+
+def _session_base(layout: Layout) -> int:
+    """Session numbers grow with every start and every connection, so that a late will is told apart."""
+    data = files.read(layout.session)
+    try:
+        starts = int(json.loads(data)["starts"]) if data else 0
+    except (ValueError, KeyError, TypeError):
+        starts = clock_ms() // 1000  # damaged: any number above all earlier ones will do
+    files.write(layout.session, canonical.to_bytes({"starts": starts + 1}))
+    return (starts + 1) * 1_000_000
+
+
+def run(config_path: Path, config: Config) -> None:
+    """The `edge-agent run` command."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(levelname)s %(message)s")
+    try:
+        App(config_path, config).run()
+    except EdgewardError as e:
+        sdnotify.notify(f"STATUS={e}")
+        raise

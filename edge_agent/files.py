@@ -1,0 +1,234 @@
+"""Durable file operations: the only module of the agent that renames, links or syncs.
+
+After each function returns, a power cut leaves its whole effect; before, none of it or a leftover
+that the next call cleans up. Every operating-system error leaves as StorageFault, naming the path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from edge_contract.console import os_fault
+
+_TEMPORARY = ".tmp"
+
+
+@contextmanager
+def _storage() -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise os_fault(e) from e
+
+
+def make_folder(path: Path, mode: int = 0o750) -> None:
+    """Create `path` and its parents, durably; an existing folder is left alone."""
+    with _storage():
+        missing = [p for p in (path, *path.parents) if not p.exists()]
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        for folder in missing:
+            _sync_folder(folder.parent)
+
+
+def write(path: Path, data: bytes, mode: int = 0o640) -> None:
+    """Replace `path` by `data` as one step: write beside it, sync, rename, sync the folder."""
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+    with _storage():
+        try:
+            _write_synced(temporary, data, mode)
+            os.replace(temporary, path)  # noqa: PTH105 - one spelling of the syscall, easy to find
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(path.parent)
+
+
+def read(path: Path) -> bytes | None:
+    """The content of `path`, or None when there is no such file."""
+    with _storage():
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+def install_folder(built: Path, final: Path) -> None:
+    """Move a finished folder to `final`: its filesystem is synced first, so the name implies the content.
+
+    When `final` exists already (same digest, so same content), `built` is dropped.
+    """
+    with _storage():
+        for folder, _, names in os.walk(built):
+            for name in names:
+                _sync_file(Path(folder) / name)
+            _sync_folder(Path(folder))
+        _syncfs(built)
+        if final.exists():
+            shutil.rmtree(built)
+            return
+        os.rename(built, final)  # noqa: PTH104
+        _sync_folder(final.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file whose content is already synced, and make the new name durable."""
+    with _storage():
+        os.replace(source, target)  # noqa: PTH105
+        _sync_folder(target.parent)
+
+
+def swap_link(link: Path, target: str) -> None:
+    """Point the symlink `link` to `target` in one step. A leftover of a cut-off swap is cleaned first."""
+    temporary = link.with_name(f".{link.name}{_TEMPORARY}")
+    with _storage():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        os.replace(temporary, link)  # noqa: PTH105
+        _sync_folder(link.parent)
+
+
+def remove_link(link: Path) -> None:
+    """Remove a symlink or file, if it is there, durably."""
+    with _storage():
+        link.unlink(missing_ok=True)
+        if link.parent.exists():
+            _sync_folder(link.parent)
+
+
+def link_target(link: Path) -> str | None:
+    """Last component of what a symlink points at (a digest in the store), or None without a link."""
+    with _storage():
+        try:
+            return Path(os.readlink(link)).name  # noqa: PTH115
+        except FileNotFoundError:
+            return None
+
+
+def hard_link(source: Path, target: Path) -> None:
+    """Give the content of `source` a second name; falls back to a copy where links are not allowed."""
+    with _storage():
+        try:
+            os.link(source, target)
+        except PermissionError:
+            shutil.copyfile(source, target)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all below it. The name goes first, so a cut leaves no half version."""
+    with _storage():
+        if not path.exists():
+            return
+        doomed = path.with_name(f".{path.name}{_TEMPORARY}")
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        os.rename(path, doomed)  # noqa: PTH104
+        _sync_folder(path.parent)
+        shutil.rmtree(doomed)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what cut-off operations left in `folder`."""
+    with _storage():
+        if not folder.exists():
+            return
+        for path in folder.glob(f".*{_TEMPORARY}"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def set_aside(path: Path, stamp: int) -> Path:
+    """Rename a damaged file so that it can be looked at later; returns its new name."""
+    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    move(path, aside)
+    return aside
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of `path` durable."""
+    with _storage():
+        _sync_file(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in `path` durable."""
+    with _storage():
+        _sync_folder(path)
+
+
+def lock(path: Path) -> int:
+    """Wait for the exclusive lock on `path`; held until the process ends or the descriptor is closed.
+
+    A fetch child that outlived its killed parent must not write beside its successor.
+    """
+    with _storage():
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return descriptor
+
+
+def try_lock(path: Path) -> int | None:
+    """The exclusive lock on `path` if nobody holds it, else None."""
+    with _storage():
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes an unprivileged user can still write on the filesystem of `path`."""
+    with _storage():
+        status = os.statvfs(path)
+        return status.f_bavail * status.f_frsize
+
+
+def _write_synced(path: Path, data: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _syncfs(path: Path) -> None:
+    """syncfs(2), which Python's os does not offer: one flush for all files of a new version."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(path))
+    finally:
+        os.close(descriptor)

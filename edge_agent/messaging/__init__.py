@@ -1,0 +1,1 @@
+"""MQTT: one client, the durable outbox, commands."""

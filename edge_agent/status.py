@@ -1,0 +1,124 @@
+"""`edge-agent status`: the truth on this device, read from its disk and its inference process.
+
+It needs no network and no running control process, and it changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from msgspec import to_builtins
+
+from edge_agent import files
+from edge_agent.config import Config
+from edge_agent.inference import InferenceClient, Loaded
+from edge_agent.layout import MANIFEST, Layout
+from edge_agent.update.journal import Entry
+from edge_contract import canonical, manifest, wire
+from edge_contract.errors import EdgewardError, TransferFailed
+
+
+def collect(config: Config) -> dict[str, Any]:
+    """Everything `--json` prints."""
+    layout = Layout(config)
+    loaded, serving = _loaded(layout)
+    names = {p.parent.name for p in layout.models.glob("*/current")}
+    names |= {p.stem for p in layout.journal.glob("*.json")} | set(loaded)
+    return {
+        "device": config.device,
+        "tenant": config.tenant,
+        "control": _control_runs(layout),
+        "serving": serving,
+        "generation": _generation(layout),
+        "models": [_model(layout, name, loaded.get(name)) for name in sorted(names)],
+        "at_ms": time.time_ns() // 1_000_000,
+    }
+
+
+def text(status: dict[str, Any]) -> str:
+    """For people."""
+    lines = [
+        f"{status['tenant']}/{status['device']}: control {_up(status['control'])}, "
+        f"inference {_up(status['serving'])}, generation {status['generation']}"
+    ]
+    for m in status["models"]:
+        serves = m["serves"]["version"] if m["serves"] else "nothing"
+        lines.append(f"  {m['name']}: serves {serves}, disk says {m['current'] or 'nothing'}, {m['state']}")
+        if m["outcome"] != "none":
+            lines.append(
+                f"    last attempt: {m['target']} {m['outcome']} [{m['reason']}] {m['detail']}".rstrip()
+            )
+    if not status["models"]:
+        lines.append("  no models: deploy one with `edge-fleet deploy`")
+    return "\n".join(lines)
+
+
+def _up(flag: bool) -> str:
+    return "up" if flag else "down"
+
+
+def _loaded(layout: Layout) -> tuple[dict[str, Loaded], bool]:
+    try:
+        return {e.name: e for e in InferenceClient(layout.control_socket).index() if e.ready}, True
+    except TransferFailed:
+        return {}, False
+
+
+def _control_runs(layout: Layout) -> bool:
+    if not layout.control_lock.exists():
+        return False
+    lock = files.try_lock(layout.control_lock)
+    if lock is None:
+        return True
+    os.close(lock)
+    return False
+
+
+def _generation(layout: Layout) -> int:
+    data = files.read(layout.desired)
+    if data is None:
+        return 0
+    try:
+        return canonical.from_bytes(data, wire.Desired).generation
+    except canonical.DecodeFault:
+        return 0
+
+
+def _model(layout: Layout, name: str, loaded: Loaded | None) -> dict[str, Any]:
+    entry = _entry(layout, name)
+    return {
+        "name": name,
+        "serves": {"version": loaded.version, "digest": loaded.digest} if loaded else None,
+        "current": _version(layout, files.link_target(layout.current(name))),
+        "previous": _version(layout, files.link_target(layout.previous(name))),
+        "state": entry.state.value,
+        "target": entry.target.version if entry.target else None,
+        "outcome": entry.outcome,
+        "reason": entry.reason.value,
+        "detail": entry.detail,
+        "attempts": entry.attempts,
+        "base": to_builtins(entry.base),
+    }
+
+
+def _entry(layout: Layout, name: str) -> Entry:
+    data = files.read(layout.journal_file(name))
+    empty = Entry(schema=1, name=name)
+    if data is None:
+        return empty
+    try:
+        return canonical.from_bytes(data, Entry)
+    except canonical.DecodeFault as e:
+        return Entry(schema=1, name=name, detail=f"its journal is damaged: {e}")
+
+
+def _version(layout: Layout, digest: str | None) -> str | None:
+    if digest is None:
+        return None
+    data = files.read(layout.version(digest) / MANIFEST)
+    try:
+        return manifest.from_bytes(data).version if data is not None else f"missing {digest[:12]}"
+    except EdgewardError:
+        return f"damaged {digest[:12]}"

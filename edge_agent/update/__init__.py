@@ -1,0 +1,1 @@
+"""Updates: from a desired state to a committed or reverted version."""

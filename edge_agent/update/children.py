@@ -1,0 +1,124 @@
+"""Short-lived children of the control process: started, followed without blocking, killed at a deadline.
+
+A child speaks JSON lines on standard output. Its crash, hang or memory bomb is a result, not an accident.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from edge_contract.errors import Reason
+
+_LINE_LIMIT_BYTES = 1 << 20
+_STDERR_TAIL = 400
+
+
+class Ended(NamedTuple):
+    """How a child ended: its exit code (negative: killed by that signal), its last line, whether it hung."""
+
+    code: int
+    last: Mapping[str, Any]
+    hung: bool
+    stderr: str
+
+    def failure(self) -> tuple[Reason, str]:
+        """Reason code and sentence of a child that did not end well."""
+        error = self.last.get("error", self.last)
+        if "reason" in error and "what" in error and self.code > 0:
+            step = error.get("next_step", "")
+            return Reason(error["reason"]), f"{error['what']} → {step}" if step else str(error["what"])
+        if self.hung:
+            return Reason.CANDIDATE_HUNG, "the child did not end in time and was killed"
+        if self.code < 0:
+            name = signal.Signals(-self.code).name
+            return Reason.CANDIDATE_CRASHED, f"the child was killed by {name}. {self.stderr}".strip()
+        return Reason.CANDIDATE_CRASHED, f"the child ended with code {self.code}. {self.stderr}".strip()
+
+
+class Child:
+    """One running `edge-agent` subcommand. Owned by one thread; two helper threads only read its pipes."""
+
+    def __init__(self, arguments: list[str], *, timeout_s: float, memory_bytes: int = 0) -> None:
+        self._deadline_s = time.monotonic() + timeout_s
+        self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._last: dict[str, Any] = {}
+        self._stderr = b""
+        self._hung = False
+        command = [sys.executable, "-m", "edge_agent", *arguments]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        if memory_bytes:
+            _limit_memory(self._process.pid, memory_bytes)
+        self._readers = [
+            threading.Thread(target=self._read_lines, daemon=True),
+            threading.Thread(target=self._read_stderr, daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Lines that arrived since the last call."""
+        found = []
+        while not self._lines.empty():
+            found.append(self._lines.get())
+        return found
+
+    def ended(self) -> Ended | None:
+        """How it ended, or None while it runs. Kills it when its time is over."""
+        code = self._process.poll()
+        if code is None:
+            if time.monotonic() > self._deadline_s:
+                self._hung = True
+                self._process.kill()
+            return None
+        for reader in self._readers:
+            reader.join(timeout=5)
+        tail = self._stderr.decode(errors="replace").strip()[-_STDERR_TAIL:]
+        return Ended(code, self._last, self._hung, " ".join(tail.split()))
+
+    def kill(self) -> None:
+        """End it now and reap it."""
+        self._process.kill()
+        self._process.wait()
+
+    def _read_lines(self) -> None:
+        stream = self._process.stdout
+        if stream is None:
+            raise RuntimeError("child started without a pipe")
+        with stream:
+            while line := stream.readline(_LINE_LIMIT_BYTES):
+                try:
+                    value = json.loads(line)
+                except ValueError:
+                    continue  # not ours: a library's print; the outcome is in the exit code and last line
+                if isinstance(value, dict):
+                    self._last = value
+                    self._lines.put(value)
+
+    def _read_stderr(self) -> None:
+        stream = self._process.stderr
+        if stream is None:
+            raise RuntimeError("child started without a pipe")
+        with stream:
+            while chunk := os.read(stream.fileno(), 4096):
+                self._stderr = (self._stderr + chunk)[-4 * _STDERR_TAIL :]
+
+
+def _limit_memory(pid: int, memory_bytes: int) -> None:
+    """Data, not address space: runtimes reserve much more than they use."""
+    try:
+        resource.prlimit(pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+    except ProcessLookupError:
+        os.sched_yield()  # it ended already; ended() tells how

@@ -1,0 +1,273 @@
+"""One model's update machine at work: jobs in, transitions through the table, journal out.
+
+Invariants: the journal is durable before the next state's job starts; every effect is idempotent, so a
+kill anywhere means "do it again"; what serves is never touched before `activating`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent.config import Update
+from edge_agent.inference import InferenceClient
+from edge_agent.layout import Layout
+from edge_agent.stats import VersionStats
+from edge_agent.update import jobs, journal
+from edge_agent.update.changes import Situation, Step, change
+from edge_agent.update.jobs import Job
+from edge_agent.update.journal import Entry, Ref
+from edge_agent.update.machine import CANCELLABLE, Action, Event, State, advance
+from edge_agent.update.rejected import Rejected
+from edge_agent.update.store import Store
+from edge_contract import wire
+from edge_contract.errors import EdgewardError, MessageRejected, Reason, StorageFault, TransferFailed
+
+_STORAGE_PAUSE_MS = 2000
+# Reasons that say nothing about the bundle: its digest may be tried again.
+_NOT_THE_BUNDLE = frozenset({Reason.SERVING_UNREACHABLE, Reason.DISK_FULL, Reason.STORAGE_FAULT})
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What every driver of one agent shares."""
+
+    config_path: Path
+    config: Update
+    layout: Layout
+    store: Store
+    inference: InferenceClient
+    rejected: Rejected
+    report: Callable[[wire.Event], None]
+    in_use: Callable[[], set[str]]
+
+
+class ModelDriver:
+    """Owned by the control loop's thread; `tick` never blocks for long."""
+
+    def __init__(self, tools: Tools, name: str, now_ms: int) -> None:
+        self._tools = tools
+        self.name = name
+        self._entry, problem = journal.load(tools.layout, name, now_ms)
+        self._current = tools.store.current(name)
+        self._previous = tools.store.previous(name)
+        self._wanted: Ref | None = None
+        self._wanted_generation = 0
+        self._job: Job | None = None
+        self._steps: list[Step] = [self._restart_step()]
+        self._paused_until_ms = 0
+        if problem:
+            self._say("storage", Reason.STORAGE_FAULT, problem, now_ms)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way or about to be."""
+        return self._entry.state is State.IDLE and not self._steps and self._next_wish() is None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the model was removed and can be forgotten."""
+        return self.idle and self._current is None and self._wanted is None
+
+    @property
+    def in_use(self) -> set[str]:
+        """Digests that the attempt under way needs in the store."""
+        entry = self._entry
+        if entry.state is State.IDLE:
+            return set()
+        return {ref.digest for ref in (entry.target, entry.base, entry.older) if ref is not None}
+
+    def want(self, target: Ref | None, generation: int) -> None:
+        """What the desired state of `generation` says of this model; None means it is not in the set."""
+        self._wanted, self._wanted_generation = target, generation
+
+    def is_previous(self, digest: str) -> bool:
+        """Whether `digest` is the version before and a rollback to it is possible and not yet asked for."""
+        ready = self._entry.state in (State.IDLE, State.PROBATION) and not self._steps
+        return ready and self._previous is not None and self._previous.digest == digest
+
+    def rollback(self, reason: Reason, detail: str) -> Ref:
+        """Go back to the version before; returns it. Raises MessageRejected when there is none."""
+        state = self._entry.state
+        if state is State.PROBATION and self._entry.base is not None:
+            self._steps.append(Step(Event.ROLLBACK, reason, detail))
+            return self._entry.base
+        if state is not State.IDLE or self._previous is None or self._current is None:
+            raise MessageRejected(
+                Reason.NO_PREVIOUS,
+                f"{self.name} has no version to go back to now (state {state.value})",
+                "deploy the wanted version instead",
+            )
+        self._steps.append(Step(Event.ROLLBACK, reason, detail))
+        return self._previous
+
+    def tick(self, now_ms: int) -> None:
+        """Take what happened, and start what the state asks for."""
+        if now_ms < self._paused_until_ms:
+            return
+        try:
+            self._drain(now_ms)
+            self._poll(now_ms)
+        except StorageFault as e:
+            # The step stays queued and is taken again: state on disk and in memory are still the old one.
+            self._paused_until_ms = now_ms + _STORAGE_PAUSE_MS
+            self._say("storage", e.reason, str(e), now_ms)
+
+    def stop(self) -> None:
+        """End the job; the journal knows where to go on."""
+        if self._job is not None:
+            self._job.cancel()
+
+    def view(self) -> wire.ModelState:
+        """What is reported of this model."""
+        entry = self._entry
+        return wire.ModelState(
+            name=self.name,
+            state=entry.state.value,
+            version=self._current.version if self._current else None,
+            digest=self._current.digest if self._current else None,
+            previous_version=self._previous.version if self._previous else None,
+            previous_digest=self._previous.digest if self._previous else None,
+            target_version=entry.target.version if entry.target else None,
+            target_digest=entry.target.digest if entry.target else None,
+            outcome=entry.outcome,
+            reason=entry.reason,
+            detail=entry.detail,
+            progress=round(self._job.progress, 3) if self._job else 0.0,
+            since_ms=entry.since_ms,
+        )
+
+    def _restart_step(self) -> Step:
+        entry = self._entry
+        if entry.state is State.ACTIVATING and entry.attempts >= self._tools.config.max_attempts:
+            return Step(
+                Event.UNHEALTHY, Reason.FAILED_STARTS, f"activation was cut off {entry.attempts} times"
+            )
+        return Step(Event.RESTARTED, entry.reason, entry.detail)
+
+    def _drain(self, now_ms: int) -> None:
+        while self._steps:
+            self._take(self._steps[0], now_ms)
+            self._steps.pop(0)
+        wish = self._next_wish()
+        if wish is not None:
+            self._take(wish, now_ms)
+
+    def _poll(self, now_ms: int) -> None:
+        if self._job is None:
+            self._job = self._start_job()
+        if self._job is not None:
+            self._steps.extend(self._job.poll(now_ms))
+            self._drain(now_ms)
+
+    def _next_wish(self) -> Step | None:
+        """What the desired state asks of the machine now."""
+        entry, wanted = self._entry, self._wanted
+        if entry.state in CANCELLABLE:
+            superseded = wanted is None or entry.target is None or wanted.digest != entry.target.digest
+            return Step(Event.SUPERSEDED) if superseded and self._wanted_generation else None
+        if entry.state is not State.IDLE or entry.settled_generation >= self._wanted_generation:
+            return None
+        if wanted is None:
+            return Step(Event.UNWANTED)
+        if self._current is not None and self._current.digest == wanted.digest:
+            return Step(Event.ALREADY)
+        return Step(Event.TARGET)
+
+    def _start_job(self) -> Job | None:
+        entry, tools = self._entry, self._tools
+        target = entry.target
+        if target is None:
+            return None
+        starts: dict[State, Callable[[], Job]] = {
+            State.RESOLVING: lambda: jobs.FetchJob(tools.config_path, self.name, target, tools.rejected),
+            State.PREFLIGHT: lambda: jobs.PreflightJob(tools.layout.version(target.digest), tools.config),
+            State.ACTIVATING: lambda: jobs.activate(entry, tools.store, tools.inference),
+            State.PROBATION: lambda: jobs.ProbationJob(entry, tools.config, tools.inference),
+            State.REVERTING: lambda: jobs.revert(entry, tools.store, tools.inference),
+            State.WAITING: lambda: jobs.WaitJob(entry.retry_at_ms),
+        }
+        start = starts.get(entry.state)
+        return start() if start else None
+
+    def _take(self, step: Step, now_ms: int) -> None:
+        """One transition: effects that must precede the journal, the journal, effects that may follow."""
+        step = self._bounded(step)
+        before = self._entry
+        transition = advance(before.state, step.event)
+        entry = change(before, step, transition, self._situation(step, now_ms))
+        for action in transition.actions:
+            if action is not Action.COLLECT:
+                _EFFECTS[action](self, entry)
+        if entry != before:
+            journal.save(self._tools.layout, entry)
+        self._entry = entry
+        self._leave(before.state, transition.state)
+        self._current = self._tools.store.current(self.name)
+        self._previous = self._tools.store.previous(self.name)
+        if Action.COLLECT in transition.actions:
+            self._tools.store.collect(self._tools.in_use())
+        if transition.state is not before.state or transition.outcome == "removed":
+            self._say(
+                "update", entry.reason, f"{transition.state.value}: {entry.detail}".rstrip(": "), now_ms
+            )
+
+    def _situation(self, step: Step, now_ms: int) -> Situation:
+        return Situation(
+            now_ms=now_ms,
+            wanted=self._wanted,
+            wanted_generation=self._wanted_generation,
+            current=self._current,
+            previous=self._previous,
+            baseline=self._baseline() if step.event is Event.PASSED else None,
+            retry_s=self._tools.config.retry_s,
+        )
+
+    def _baseline(self) -> VersionStats | None:
+        """What the serving version has counted so far; probation compares with it."""
+        try:
+            return jobs.version_stats(self._tools.inference.stats(), self.name, self._entry.base)
+        except TransferFailed:
+            return None  # it is restarting: probation judges the new version on its own
+
+    def _leave(self, before: State, after: State) -> None:
+        """Drop the job of the state that is left; the fetch child's job spans two states."""
+        spans = after is State.DOWNLOADING and isinstance(self._job, jobs.FetchJob)
+        if after is not before and not spans:
+            self._job = None
+
+    def _bounded(self, step: Step) -> Step:
+        """An interruption too many becomes an end, so that no generation is tried forever."""
+        exhausted = self._entry.attempts >= self._tools.config.max_attempts
+        if step.event is Event.INTERRUPTED and exhausted:
+            detail = f"{step.detail} (given up after {self._entry.attempts} attempts)"
+            return Step(Event.EXHAUSTED, step.reason, detail)
+        return step
+
+    def _cancel(self, entry: Entry) -> None:  # noqa: ARG002 - the shape of an effect
+        if self._job is not None:
+            self._job.cancel()
+
+    def _remember(self, entry: Entry) -> None:
+        if entry.target is not None and entry.reason not in _NOT_THE_BUNDLE:
+            self._tools.rejected.add(entry.target.digest, entry.reason, entry.detail, entry.since_ms)
+
+    def _remove(self, entry: Entry) -> None:
+        self._tools.store.point(entry.name, None, None)
+        with suppress(EdgewardError):
+            # Down, or it never had the model: with no link on the disk it will not load it again.
+            self._tools.inference.unload(entry.name, 5.0)
+
+    def _say(self, kind: str, reason: Reason, detail: str, now_ms: int) -> None:
+        target = self._entry.target
+        version = target.version if target else ""
+        self._tools.report(wire.Event(now_ms, kind, self.name, version, reason, detail))
+
+
+_EFFECTS: dict[Action, Callable[[ModelDriver, Entry], None]] = {
+    Action.CANCEL: ModelDriver._cancel,
+    Action.REMEMBER_REJECTED: ModelDriver._remember,
+    Action.REMOVE: ModelDriver._remove,
+}

@@ -1,0 +1,308 @@
+"""The long work of each state: polled, never blocking the control loop.
+
+A job turns what happened into events of the machine; it decides nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from edge_agent.config import Update
+from edge_agent.inference import InferenceClient
+from edge_agent.stats import ServingStats, VersionStats, since
+from edge_agent.update import probation
+from edge_agent.update.changes import Step
+from edge_agent.update.children import Child, Ended
+from edge_agent.update.journal import Entry, Ref
+from edge_agent.update.machine import Event
+from edge_agent.update.rejected import Rejected
+from edge_agent.update.store import Store
+from edge_contract.errors import (
+    BundleRejected,
+    DeviceUnfit,
+    EdgewardError,
+    Reason,
+    StorageFault,
+    TransferFailed,
+)
+
+_FETCH_TIMEOUT_S = 24 * 3600.0
+_LOAD_TIMEOUT_S = 120.0
+_PATIENCE_S = 60.0
+_PAUSE_S = 0.3
+
+
+class Job(Protocol):
+    """Work of one or more states."""
+
+    progress: float
+
+    def poll(self, now_ms: int) -> list[Step]:
+        """What happened since the last poll."""
+
+    def cancel(self) -> None:
+        """Stop it; called once, when its result is no longer wanted."""
+
+
+class FetchJob:
+    """Resolving and downloading, in the fetch child."""
+
+    def __init__(self, config_path: Path, name: str, target: Ref, rejected: Rejected) -> None:
+        self.progress = 0.0
+        self._missing_bytes = 0
+        self._refusal = _rejected_before(target, rejected)
+        self._child: Child | None = None
+        if self._refusal is None:
+            arguments = ["fetch", "--config", str(config_path), name, target.version, target.digest]
+            self._child = Child(arguments, timeout_s=_FETCH_TIMEOUT_S)
+
+    def poll(self, now_ms: int) -> list[Step]:  # noqa: ARG002 - a child has its own deadline
+        if self._child is None:
+            return [self._refusal] if self._refusal else []
+        ended = self._child.ended()  # before the lines, so that none of them is missed
+        steps = []
+        for line in self._child.lines():
+            if line.get("event") == "resolved":
+                self._missing_bytes = int(line["missing_bytes"])
+                steps.append(Step(Event.RESOLVED))
+            elif line.get("event") == "progress" and self._missing_bytes:
+                self.progress = min(1.0, int(line["done_bytes"]) / self._missing_bytes)
+        if ended is not None:
+            self._child = None
+            steps.append(_fetch_outcome(ended))
+        return steps
+
+    def cancel(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+
+
+def _rejected_before(target: Ref, rejected: Rejected) -> Step | None:
+    known = rejected.get(target.digest)
+    if known is None:
+        return None
+    return Step(
+        Event.UNFIT,
+        Reason.DIGEST_REJECTED_BEFORE,
+        f"this device has thrown out {target.version} before: {known.detail} [{known.reason.value}] → "
+        "deploy another version, or `edge-fleet command clear-rejected` first",
+    )
+
+
+def _fetch_outcome(ended: Ended) -> Step:
+    if ended.code == 0 and ended.last.get("event") == "done":
+        return Step(Event.FETCHED)
+    reason, detail = ended.failure()
+    by_code = {
+        BundleRejected.exit_code: Event.REJECTED,
+        DeviceUnfit.exit_code: Event.UNFIT,
+        TransferFailed.exit_code: Event.INTERRUPTED,
+        StorageFault.exit_code: Event.INTERRUPTED,
+    }
+    return Step(by_code.get(ended.code, Event.INTERRUPTED), reason, detail)
+
+
+class PreflightJob:
+    """The candidate's first load and golden vectors, in a child under limits."""
+
+    def __init__(self, folder: Path, config: Update) -> None:
+        self.progress = 0.0
+        self._timeout_s = config.preflight_timeout_s
+        arguments = ["preflight", str(folder), "--json"]
+        arguments += ["--latency-factor", str(config.preflight_latency_factor)]
+        self._child: Child | None = Child(
+            arguments, timeout_s=config.preflight_timeout_s, memory_bytes=config.preflight_memory_bytes
+        )
+
+    def poll(self, now_ms: int) -> list[Step]:  # noqa: ARG002 - a child has its own deadline
+        ended = self._child.ended() if self._child else None
+        if ended is None:
+            return []
+        self._child = None
+        if ended.code == 0:
+            return [Step(Event.PASSED)]
+        reason, detail = ended.failure()
+        if ended.code in (DeviceUnfit.exit_code, StorageFault.exit_code):
+            return [Step(Event.UNFIT, reason, detail)]
+        return [Step(Event.REJECTED, reason, f"preflight: {detail}")]
+
+    def cancel(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+
+
+class ThreadJob:
+    """A bounded piece of blocking work on a thread of its own; its result is one step."""
+
+    def __init__(self, work: Callable[[], Step]) -> None:
+        self.progress = 0.0
+        self._result: list[Step] = []
+        self._work = work
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._result = [self._work()]
+
+    def poll(self, now_ms: int) -> list[Step]:  # noqa: ARG002 - its work bounds itself
+        if self._thread.is_alive():
+            return []
+        if not self._result:
+            raise RuntimeError("a job's thread died without a result")
+        return self._result
+
+    def cancel(self) -> None:
+        """Nothing to do: its effects are idempotent, and no state with such a job is cancellable."""
+
+
+def activate(entry: Entry, store: Store, inference: InferenceClient) -> ThreadJob:
+    """Load beside the old version, flip, then make the disk say so."""
+
+    def work() -> Step:
+        target = entry.target
+        if target is None:
+            raise RuntimeError("activation without a target")
+        try:
+            _patiently(lambda: inference.load(entry.name, target.digest, _LOAD_TIMEOUT_S))
+            store.point(entry.name, target, entry.base)
+        except EdgewardError as e:
+            return Step(Event.UNHEALTHY, e.reason, f"activation: {e.what}")
+        return Step(Event.ACTIVATED)
+
+    return ThreadJob(work)
+
+
+def revert(entry: Entry, store: Store, inference: InferenceClient) -> ThreadJob:
+    """Make the disk name the version before, then the inference process, which may be down."""
+
+    def work() -> Step:
+        note = ""
+        while True:
+            try:
+                store.point(entry.name, entry.base, entry.older)
+                break
+            except StorageFault:
+                time.sleep(_PAUSE_S)  # the disk must say so before anything else; the state says we try
+        try:
+            if entry.base is None:
+                _patiently(lambda: inference.unload(entry.name, _LOAD_TIMEOUT_S), patience_s=10.0)
+            else:
+                base = entry.base
+                _patiently(lambda: inference.load(entry.name, base.digest, _LOAD_TIMEOUT_S), patience_s=10.0)
+        except EdgewardError as e:
+            note = f"; the disk names the version before, but {e.what}"
+        return Step(Event.REVERTED, entry.reason, entry.detail + note)
+
+    return ThreadJob(work)
+
+
+def _patiently(call: Callable[[], None], patience_s: float = _PATIENCE_S) -> None:
+    """Retry while nobody answers: the inference process may be restarting."""
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        try:
+            return call()
+        except TransferFailed:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(_PAUSE_S)
+
+
+class ProbationJob:
+    """Watches the new version's counts; they survive a restart of the inference process as sums."""
+
+    def __init__(self, entry: Entry, config: Update, inference: InferenceClient) -> None:
+        self.progress = 0.0
+        self._entry = entry
+        self._config = config
+        self._inference = inference
+        self._pid = 0
+        self._restarts = 0
+        self._earlier: list[VersionStats] = []
+        self._latest: VersionStats | None = None
+        self._next_look_ms = 0
+
+    def poll(self, now_ms: int) -> list[Step]:
+        if now_ms < self._next_look_ms:
+            return []
+        self._next_look_ms = now_ms + 500
+        answering = self._look()
+        elapsed_s = max(0.0, (now_ms - self._entry.probation_since_ms) / 1000)
+        verdict = probation.judge(
+            self._config,
+            self._counts() if answering else None,
+            self._entry.baseline,
+            restarts=self._restarts,
+            elapsed_s=elapsed_s,
+        )
+        if isinstance(verdict, probation.Unhealthy):
+            return [Step(Event.UNHEALTHY, verdict.reason, verdict.detail)]
+        if isinstance(verdict, probation.Healthy):
+            return [Step(Event.HEALTHY, Reason.OK, verdict.detail)]
+        self.progress = verdict.share
+        return []
+
+    def cancel(self) -> None:
+        """Nothing runs between polls."""
+
+    def _look(self) -> bool:
+        try:
+            stats = self._inference.stats()
+        except TransferFailed:
+            return False
+        if self._pid and stats.pid != self._pid:
+            self._restarts += 1
+            if self._latest is not None:
+                self._earlier.append(self._latest)
+        self._pid = stats.pid
+        self._latest = version_stats(stats, self._entry.name, self._entry.target)
+        return self._latest is not None
+
+    def _counts(self) -> VersionStats | None:
+        if self._latest is None:
+            return None
+        total = self._latest
+        for part in self._earlier:
+            total = _sum(total, part)
+        return total
+
+
+def version_stats(stats: ServingStats, name: str, ref: Ref | None) -> VersionStats | None:
+    """The counts of one version, if it is loaded."""
+    if ref is None:
+        return None
+    return next((v for v in stats.versions if (v.name, v.digest) == (name, ref.digest)), None)
+
+
+def _sum(a: VersionStats, b: VersionStats) -> VersionStats:
+    """Counts are additive: a + b is a - (0 - b)."""
+    negative = VersionStats(
+        name=a.name,
+        version=a.version,
+        digest=a.digest,
+        loaded_ms=a.loaded_ms,
+        requests=-b.requests,
+        errors=-b.errors,
+        non_finite=-b.non_finite,
+        latency_counts=[-n for n in b.latency_counts],
+        top1_counts={k: [-n for n in v] for k, v in b.top1_counts.items()},
+    )
+    return since(a, negative)
+
+
+class WaitJob:
+    """The pause before an interrupted attempt is taken up again."""
+
+    def __init__(self, retry_at_ms: int) -> None:
+        self.progress = 0.0
+        self._retry_at_ms = retry_at_ms
+
+    def poll(self, now_ms: int) -> list[Step]:
+        return [Step(Event.RETRY)] if now_ms >= self._retry_at_ms else []
+
+    def cancel(self) -> None:
+        """Nothing runs."""
