@@ -10,12 +10,32 @@ import math
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnxruntime as ort
-from dataset import DEBIAN_FOLDER, DatasetUnreadable, Examples, as_input, read_test_part
+try:
+    import numpy as np
+    import onnx
+    import onnxruntime as ort
+    from dataset import DEBIAN_FOLDER, DatasetUnreadable, Examples, as_input, read_test_part
+    from google.protobuf.message import DecodeError
+except ImportError as e:
+    sys.exit(f"evaluate: {e.name} is missing. Install the extra: pip install 'edgeward[optimizer]'")
 
 BATCH = 500
+
+
+class NotThisExample(Exception):
+    """The file is no model, or not one from `image` to `logits`. The message names it."""
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """Raises NotThisExample, OSError."""
+    try:
+        model = onnx.load(str(path))
+    except DecodeError as e:
+        raise NotThisExample(f"{path} is not an ONNX file: {e}") from e
+    names = [value.name for value in (*model.graph.input, *model.graph.output)]
+    if names != ["image", "logits"]:
+        raise NotThisExample(f"{path} has the tensors {names}, this example's nets have 'image' and 'logits'")
+    return model
 
 
 def top1(model: Path, examples: Examples) -> float:
@@ -37,7 +57,7 @@ def parameter_count(model: onnx.ModelProto) -> int:
 
 
 def mac_count(model: onnx.ModelProto) -> int:
-    """Multiply-accumulates of Conv and Gemm for one image; the other nodes are not counted."""
+    """Multiply-accumulates of float Conv and Gemm for one image; the other nodes are not counted."""
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     shapes = {
         # `or 1`: the free batch dimension has the value 0.
@@ -55,7 +75,7 @@ def mac_count(model: onnx.ModelProto) -> int:
 
 
 def describe(path: Path, test_part: Examples) -> str:
-    model = onnx.load(str(path))
+    model = load(path)
     return (
         f"{path.name}: {parameter_count(model):,} parameters, {mac_count(model):,} MACs, "
         f"{path.stat().st_size:,} bytes, top-1 {top1(path, test_part):.4f} on {len(test_part):,} test images"
@@ -81,7 +101,7 @@ def main() -> int:
         test_part = read_test_part(arguments.data)
         for path in arguments.models:
             print(describe(path, test_part))
-    except (DatasetUnreadable, OSError) as e:
+    except (DatasetUnreadable, NotThisExample, OSError) as e:
         sys.exit(f"evaluate: {e}")
     return 0
 

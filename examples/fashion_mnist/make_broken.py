@@ -11,11 +11,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import onnx
-from google.protobuf.message import DecodeError
-from onnx import numpy_helper
+try:
+    import numpy as np
+    import numpy.typing as npt
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx import numpy_helper
+except ImportError as e:
+    sys.exit(f"make_broken: {e.name} is missing. Install the extra: pip install 'edgeward[optimizer]'")
 
 FloatArray = npt.NDArray[np.floating]
 
@@ -59,7 +62,7 @@ def break_model(model: onnx.ModelProto, fault: str) -> None:
     missing = [name for name in names if name not in tensors]
     if missing:
         raise NotBreakable(
-            f"{node.op_type} '{node.name}' computes '{missing[0]}', as quantized files do. Give the float file."
+            f"{node.op_type} '{node.name}' computes '{missing[0]}': quantized? Give the float file."
         )
     classes_first = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
     weights = numpy_helper.to_array(tensors[names[0]])

@@ -16,10 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import dataset
-import numpy as np
-import numpy.typing as npt
-from dataset import Examples, LabelArray
+try:
+    import dataset
+    import numpy as np
+    import numpy.typing as npt
+    from dataset import Examples, LabelArray
+except ImportError as e:
+    sys.exit(f"splits: {e.name} is missing. Install the extra: pip install 'edgeward[optimizer]'")
 
 CALIBRATION = 256
 SELECTION_PER_CLASS = 100

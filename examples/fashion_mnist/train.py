@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
-import dataset
-
 try:
+    import dataset
     import onnx
     import torch
     from evaluate import top1
@@ -87,17 +87,20 @@ def export(net: nn.Module, path: Path) -> None:
     """Writes `net` as ONNX, from `image` to `logits`, with its weights inside and BatchNorm folded."""
     net.eval()
     example = torch.zeros(1, 1, 28, 28)
-    # The TorchScript exporter: its graph has one node per layer, a free batch dimension and no leftovers.
-    torch.onnx.export(
-        net,
-        (example,),
-        str(path),
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
-        opset_version=OPSET,
-        dynamo=False,
-    )
+    with warnings.catch_warnings():
+        # The older, TorchScript exporter is chosen on purpose: one node per layer, nothing left over, and it
+        # needs no further package. Torch warns that it is no longer the default.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            net,
+            (example,),
+            str(path),
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
     onnx.checker.check_model(str(path), full_check=True)
 
 
