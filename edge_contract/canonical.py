@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, NoReturn, TypeVar
+import math
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,6 +18,8 @@ T = TypeVar("T")
 
 DEFAULT_LIMIT_BYTES = 1 << 20
 _MAX_DEPTH = 32
+# RFC 8785 writes whole numbers below this without an exponent.
+_PLAIN_BELOW = 1e21
 
 
 class DecodeFault(ValueError):
@@ -29,10 +32,24 @@ class DecodeFault(ValueError):
 
 
 def to_bytes(value: Any) -> bytes:
-    """Canonical JSON: UTF-8, sorted keys, no white space. Equal values give equal bytes."""
-    plain = msgspec.to_builtins(value, str_keys=True, order="sorted")
+    """Canonical JSON: UTF-8, sorted keys, no white space, 1.0 as 1. Equal values give equal bytes.
+
+    Raises ValueError for NaN and infinity, which JSON does not have.
+    """
+    plain = _shortest(msgspec.to_builtins(value, str_keys=True))
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
+
+
+def _shortest(value: Any) -> Any:
+    """Whole floats as integers, as RFC 8785 writes them: 1 and 1.0 are equal, so are their bytes."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < _PLAIN_BELOW:
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _shortest(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shortest(item) for item in value]
+    return value
 
 
 def sha256_hex(data: bytes) -> str:
@@ -64,13 +81,15 @@ def parse(data: bytes, *, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> Any:
     if len(data) > limit_bytes:
         raise DecodeFault("$", f"{len(data)} bytes, over the limit of {limit_bytes}")
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_Pairs, parse_constant=_no_constant)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_Pairs, parse_constant=float)
     except UnicodeDecodeError as e:
         raise DecodeFault("$", f"not UTF-8 (byte {e.start})") from e
     except json.JSONDecodeError as e:
         raise DecodeFault("$", f"not JSON: {e.msg} at character {e.pos}") from e
     except RecursionError as e:
         raise DecodeFault("$", "nested too deeply") from e
+    except ValueError as e:  # an integer of more digits than Python converts
+        raise DecodeFault("$", f"not JSON: {e}") from e
     return _plain(value, "$", 0)
 
 
@@ -78,20 +97,31 @@ class _Pairs(list[tuple[str, Any]]):
     """An object as its pairs, so that a duplicate key is still visible when its path is known."""
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise DecodeFault("$", f"{name} is not a JSON number")
-
-
 def _plain(value: Any, path: str, depth: int) -> Any:
     if depth > _MAX_DEPTH:
         raise DecodeFault(path, f"nested deeper than {_MAX_DEPTH}")
     if isinstance(value, _Pairs):
-        result: dict[str, Any] = {}
-        for key, item in value:
-            if key in result:
-                raise DecodeFault(f"{path}.{key}", "duplicate key")
-            result[key] = _plain(item, f"{path}.{key}", depth + 1)
-        return result
+        return _object(value, path, depth)
     if isinstance(value, list):
         return [_plain(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DecodeFault(path, "not a finite number")
+    if isinstance(value, str):
+        _check_text(value, path)
     return value
+
+
+def _object(pairs: _Pairs, path: str, depth: int) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, item in pairs:
+        _check_text(key, path)
+        if key in result:
+            raise DecodeFault(f"{path}.{key}", "duplicate key")
+        result[key] = _plain(item, f"{path}.{key}", depth + 1)
+    return result
+
+
+def _check_text(text: str, path: str) -> None:
+    """JSON can escape half of a surrogate pair; such a string cannot be written again."""
+    if not text.isascii() and any("\ud800" <= ch <= "\udfff" for ch in text):
+        raise DecodeFault(path, "a lone surrogate in a string")

@@ -7,6 +7,7 @@ A programmer's mistake is not among them: that stays a RuntimeError.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 
 class Reason(StrEnum):
@@ -94,7 +95,7 @@ class EdgewardError(Exception):
     def __str__(self) -> str:
         return f"{self.what} [{self.reason.value}] → {self.next_step}"
 
-    def __reduce__(self) -> tuple[type[EdgewardError], tuple[Reason, str, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.reason, self.what, self.next_step)
 
 
@@ -149,3 +150,12 @@ class RequestRejected(EdgewardError):
         super().__init__(reason, what, next_step)
         self.status = status
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _request_rejected, (self.status, self.reason, self.what, self.next_step, self.retry_after_s)
+
+
+def _request_rejected(
+    status: int, reason: Reason, what: str, next_step: str, retry_after_s: int | None
+) -> RequestRejected:
+    return RequestRejected(status, reason, what, next_step, retry_after_s=retry_after_s)

@@ -16,13 +16,14 @@ from edge_contract.errors import BundleRejected, Reason
 SCHEMA = 1
 LIMIT_BYTES = 1 << 20
 
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-Version = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,62}$")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}\Z")]
+Version = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,62}\Z")]
 # Tenants, devices, command ids: one level of a topic, one part of a path.
-Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Size = Annotated[int, Meta(ge=0, le=1 << 40)]
-Count = Annotated[int, Meta(ge=0)]
+# Integers stay exact in every JSON reader.
+Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
@@ -45,7 +46,7 @@ Datatype = Literal[
     "BYTES",
 ]
 
-_FILE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+_FILE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
 
 class _Strict(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
@@ -154,7 +155,7 @@ class Manifest(_Strict, frozen=True):
     schema: Literal[1]
     name: Name
     version: Version
-    release: Annotated[int, Meta(ge=1)]
+    release: Annotated[int, Meta(ge=1, lt=1 << 53)]
     runtime: Runtime
     files: Annotated[list[File], Meta(min_length=1, max_length=64)]
     inputs: Annotated[list[Tensor], Meta(min_length=1)]

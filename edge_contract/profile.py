@@ -6,6 +6,7 @@ Probing a machine is not done here: see edge_agent/facts.py.
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -18,11 +19,19 @@ IntType = Literal["int8", "uint8"]
 # Recipe families, in the words of the field; optimizer/recipes.py turns them into candidates.
 RecipeName = Literal["fp32", "fp16", "dynamic_int8", "static_int8"]
 
-# Instruction sets that decide which kernels a runtime picks. Two machines that agree on these
-# rank candidates alike; a measurement on one speaks for the other.
-KERNEL_ISA = frozenset(
-    {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "neon", "asimddp", "i8mm", "asimdhp", "sve"}
+# Instruction sets that decide which kernels a runtime picks, in groups that do the same work: VNNI in
+# either encoding and AMX all multiply INT8 several times faster than FP32. Two machines that have
+# something of the same groups rank candidates alike, so a measurement on one speaks for the other.
+KERNEL_GROUPS: tuple[frozenset[str], ...] = (
+    frozenset({"avx2"}),
+    frozenset({"avx512f"}),
+    frozenset({"avx_vnni", "avx512_vnni", "amx_int8"}),
+    frozenset({"neon"}),
+    frozenset({"asimddp", "i8mm"}),
+    frozenset({"asimdhp"}),
+    frozenset({"sve"}),
 )
+KERNEL_ISA: frozenset[str] = frozenset().union(*KERNEL_GROUPS)
 
 
 class _Strict(Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,7 +100,11 @@ def speaks_for(facts: Facts, profile: Profile) -> bool:
     """Whether latencies measured on this machine rank candidates as the profile's device would."""
     if facts.architecture != profile.architecture:
         return False
-    return KERNEL_ISA & set(facts.isa) == KERNEL_ISA & set(profile.isa) or set(profile.isa) == set(facts.isa)
+    return _groups(facts.isa) == _groups(profile.isa)
+
+
+def _groups(isa: list[str]) -> list[bool]:
+    return [bool(group & set(isa)) for group in KERNEL_GROUPS]
 
 
 def check_fit(manifest: Manifest, facts: Facts) -> None:
@@ -136,8 +149,9 @@ def check_fit(manifest: Manifest, facts: Facts) -> None:
 def _version_key(text: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for part in text.split("."):
-        digits = "".join(ch for ch in part if ch.isdigit())
-        if not digits:
-            break
-        numbers.append(int(digits))
+        digits = "".join(takewhile(str.isdigit, part))
+        if digits:
+            numbers.append(int(digits))
+        if digits != part:
+            break  # "20rc1" counts as 20, and nothing after it counts
     return tuple(numbers)

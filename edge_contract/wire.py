@@ -22,7 +22,8 @@ COMMAND_TYPE = "application/vnd.edgeward.command+json"
 OPERATORS_TARGET = "operators.json"
 LIMIT_BYTES = 256 << 10
 
-Millis = Annotated[int, Meta(ge=0)]
+Millis = Annotated[int, Meta(ge=0, lt=1 << 53)]
+Ordinal = Annotated[int, Meta(ge=1, lt=1 << 53)]
 T = TypeVar("T")
 
 
@@ -128,7 +129,7 @@ class Desired(_Message, frozen=True):
     schema: Literal[1]
     tenant: Identifier
     device: Identifier
-    generation: Annotated[int, Meta(ge=1)]
+    generation: Ordinal
     issued_ms: Millis
     expires_ms: Millis
     models: Annotated[list[DesiredModel], Meta(max_length=64)]
@@ -169,7 +170,7 @@ class Record(_Message, frozen=True):
     schema: Literal[1]
     stream: Literal["tel", "event"]
     epoch: Identifier
-    seq: Annotated[int, Meta(ge=1)]
+    seq: Ordinal
     lost: Count
     payload: dict[str, Any]
 
@@ -180,7 +181,7 @@ class Ack(_Message, frozen=True):
     schema: Literal[1]
     stream: Literal["tel", "event"]
     epoch: Identifier
-    seq: Annotated[int, Meta(ge=1)]
+    seq: Ordinal
 
 
 class VersionTelemetry(_Message, frozen=True):
@@ -219,7 +220,7 @@ class Event(_Message, frozen=True):
 class OperatorKey(_Message, frozen=True):
     """A raw Ed25519 public key in hex, with a label for people."""
 
-    public_hex: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    public_hex: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     label: str
 
 

@@ -1,0 +1,51 @@
+# The few commands for people and for CI. `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed $(VENV)/.system
+
+# Debian packages with the programs that the tests start: a real broker, fault injection, unit checks.
+SYSTEM_PACKAGES := python3-venv mosquitto strace systemd
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(READY) ## Watch a model go through its whole life on this machine
+	$(BIN)/python examples/fashion_mnist/demo.py
+
+.PHONY: test
+test: check ## Run all checks and all tests
+	$(BIN)/python -m pytest
+
+.PHONY: check
+check: $(READY) ## Check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: $(READY) ## Run every measurement in benchmarks/, one after the other
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+.PHONY: clean
+clean: ## Remove the virtual environment and everything built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.system: tools/system-packages Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo 'edgeward needs Python 3.11 or later; name one: make PYTHON=python3.12' >&2; exit 1; }
+	@tools/system-packages $(PYTHON) $(SYSTEM_PACKAGES)
+	@mkdir -p $(@D) && touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.system
+	@echo 'installing the development environment into $(VENV) (once, about 600 MB)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
