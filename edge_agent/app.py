@@ -45,6 +45,7 @@ _EVENT_TTL_S = 30 * 86400.0
 _TELEMETRY_TTL_S = 7 * 86400.0
 _EVENT_PRIORITY, _TELEMETRY_PRIORITY = 10, 1
 _BENCH_TIMEOUT_S = 300.0
+_LOCK_PATIENCE_S = 0.5
 # Signed by nobody we know yet: the keys may have been rotated, so such a message is looked at again.
 _PERHAPS_NEW_KEYS = frozenset({Reason.UNSIGNED, Reason.SIGNATURE_INVALID})
 
@@ -161,7 +162,16 @@ class App:
     def _desired(self, message: Message, now_ms: int) -> None:
         if not message.payload:
             return  # the retained message was cleared: what was accepted stays
-        desired = wire.open_desired(
+        # It is retained, so the one that was accepted comes again on every connect, also when it has
+        # expired since: the expiry is for those that are new to this device.
+        if self._open(message, now_ms=0).generation > self._updater.generation:
+            desired = self._open(message, now_ms)
+            self._updater.accept(desired, now_ms)
+            log.info("desired state of generation %d accepted", desired.generation)
+        self._refused, self._refused_sha256, self._held = "", "", None
+
+    def _open(self, message: Message, now_ms: int) -> wire.Desired:
+        return wire.open_desired(
             message.payload,
             self._keys(),
             tenant=self._config.tenant,
@@ -169,10 +179,6 @@ class App:
             generation=self._updater.generation,
             now_ms=now_ms,
         )
-        self._refused, self._refused_sha256 = "", ""
-        if desired.generation > self._updater.generation:
-            self._updater.accept(desired, now_ms)
-            log.info("desired state of generation %d accepted", desired.generation)
 
     def _command(self, message: Message, now_ms: int) -> None:
         command = wire.open_command(
@@ -196,17 +202,27 @@ class App:
         return self._operators.keys
 
     def _refuse(self, event: Any, error: MessageRejected, now_ms: int) -> None:
-        """Report what was refused; what may only be signed by newer keys is held until they are fetched."""
+        """Report what was refused; what may only be signed by newer keys is held until they are fetched.
+
+        A retained message comes again with every connect and every refresh of the keys: it is reported,
+        and newer keys are asked for, once, or a forged one would keep this device busy for ever.
+        """
+        perhaps_new_keys = error.reason in _PERHAPS_NEW_KEYS
+        if event.topic == self._link.topics.desired:
+            self._held = event if perhaps_new_keys else None
+            if not self._is_news(event, error):
+                return
         log.warning("refused: %s", error)
-        topics = self._link.topics
-        if event.topic == topics.desired:
-            self._refused = str(error)
-            self._refused_sha256 = canonical.sha256_hex(event.payload)
-        if error.reason in _PERHAPS_NEW_KEYS:
+        if perhaps_new_keys:
             self._operators.ask(now_ms)
-            if event.topic == topics.desired:
-                self._held = event
         self._report(wire.Event(now_ms, "refused", reason=error.reason, detail=str(error)))
+
+    def _is_news(self, message: Message, error: MessageRejected) -> bool:
+        """Take the refusal into the reported state; says whether it was not there before."""
+        sha256 = canonical.sha256_hex(message.payload)
+        same = sha256 == self._refused_sha256 and f"[{error.reason.value}]" in self._refused
+        self._refused, self._refused_sha256 = str(error), sha256
+        return not same
 
     def _look(self, now_ms: int) -> None:
         """Does the inference process answer, and does it serve what the disk says?"""
@@ -288,7 +304,9 @@ class BenchWork:
 
 
 def _single_instance(layout: Layout) -> int:
-    lock = files.try_lock(layout.control_lock)
+    deadline_s = time.monotonic() + _LOCK_PATIENCE_S
+    while (lock := files.try_lock(layout.control_lock)) is None and time.monotonic() < deadline_s:
+        time.sleep(0.02)  # `edge-agent status` tries the lock for an instant
     if lock is None:
         raise DeviceUnfit(
             Reason.NOT_ALLOWED,

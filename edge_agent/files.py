@@ -20,16 +20,18 @@ _TEMPORARY = ".tmp"
 
 
 @contextmanager
-def _storage() -> Iterator[None]:
+def _storage(subject: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
+        if e.filename is None:  # write and fsync know only a descriptor
+            e.filename = str(subject)
         raise os_fault(e) from e
 
 
 def make_folder(path: Path, mode: int = 0o750) -> None:
     """Create `path` and its parents, durably; an existing folder is left alone."""
-    with _storage():
+    with _storage(path):
         missing = [p for p in (path, *path.parents) if not p.exists()]
         path.mkdir(mode=mode, parents=True, exist_ok=True)
         for folder in missing:
@@ -39,7 +41,7 @@ def make_folder(path: Path, mode: int = 0o750) -> None:
 def write(path: Path, data: bytes, mode: int = 0o640) -> None:
     """Replace `path` by `data` as one step: write beside it, sync, rename, sync the folder."""
     temporary = path.with_name(f".{path.name}{_TEMPORARY}")
-    with _storage():
+    with _storage(path):
         try:
             _write_synced(temporary, data, mode)
             os.replace(temporary, path)  # noqa: PTH105 - one spelling of the syscall, easy to find
@@ -52,7 +54,7 @@ def write(path: Path, data: bytes, mode: int = 0o640) -> None:
 
 def read(path: Path) -> bytes | None:
     """The content of `path`, or None when there is no such file."""
-    with _storage():
+    with _storage(path):
         try:
             return path.read_bytes()
         except FileNotFoundError:
@@ -64,7 +66,7 @@ def install_folder(built: Path, final: Path) -> None:
 
     When `final` exists already (same digest, so same content), `built` is dropped.
     """
-    with _storage():
+    with _storage(final):
         for folder, _, names in os.walk(built):
             for name in names:
                 _sync_file(Path(folder) / name)
@@ -79,7 +81,7 @@ def install_folder(built: Path, final: Path) -> None:
 
 def move(source: Path, target: Path) -> None:
     """Rename a file whose content is already synced, and make the new name durable."""
-    with _storage():
+    with _storage(target):
         os.replace(source, target)  # noqa: PTH105
         _sync_folder(target.parent)
 
@@ -87,8 +89,8 @@ def move(source: Path, target: Path) -> None:
 def swap_link(link: Path, target: str) -> None:
     """Point the symlink `link` to `target` in one step. A leftover of a cut-off swap is cleaned first."""
     temporary = link.with_name(f".{link.name}{_TEMPORARY}")
-    with _storage():
-        link.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(link.parent)
+    with _storage(link):
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target)
         os.replace(temporary, link)  # noqa: PTH105
@@ -97,7 +99,7 @@ def swap_link(link: Path, target: str) -> None:
 
 def remove_link(link: Path) -> None:
     """Remove a symlink or file, if it is there, durably."""
-    with _storage():
+    with _storage(link):
         link.unlink(missing_ok=True)
         if link.parent.exists():
             _sync_folder(link.parent)
@@ -105,7 +107,7 @@ def remove_link(link: Path) -> None:
 
 def link_target(link: Path) -> str | None:
     """Last component of what a symlink points at (a digest in the store), or None without a link."""
-    with _storage():
+    with _storage(link):
         try:
             return Path(os.readlink(link)).name  # noqa: PTH115
         except FileNotFoundError:
@@ -114,7 +116,7 @@ def link_target(link: Path) -> str | None:
 
 def hard_link(source: Path, target: Path) -> None:
     """Give the content of `source` a second name; falls back to a copy where links are not allowed."""
-    with _storage():
+    with _storage(target):
         try:
             os.link(source, target)
         except PermissionError:
@@ -123,7 +125,7 @@ def hard_link(source: Path, target: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder and all below it. The name goes first, so a cut leaves no half version."""
-    with _storage():
+    with _storage(path):
         if not path.exists():
             return
         doomed = path.with_name(f".{path.name}{_TEMPORARY}")
@@ -136,7 +138,7 @@ def remove_tree(path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what cut-off operations left in `folder`."""
-    with _storage():
+    with _storage(folder):
         if not folder.exists():
             return
         for path in folder.glob(f".*{_TEMPORARY}"):
@@ -155,13 +157,13 @@ def set_aside(path: Path, stamp: int) -> Path:
 
 def sync_file(path: Path) -> None:
     """Make the content of `path` durable."""
-    with _storage():
+    with _storage(path):
         _sync_file(path)
 
 
 def sync_folder(path: Path) -> None:
     """Make the names in `path` durable."""
-    with _storage():
+    with _storage(path):
         _sync_folder(path)
 
 
@@ -170,7 +172,7 @@ def lock(path: Path) -> int:
 
     A fetch child that outlived its killed parent must not write beside its successor.
     """
-    with _storage():
+    with _storage(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return descriptor
@@ -178,7 +180,7 @@ def lock(path: Path) -> int:
 
 def try_lock(path: Path) -> int | None:
     """The exclusive lock on `path` if nobody holds it, else None."""
-    with _storage():
+    with _storage(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -190,7 +192,7 @@ def try_lock(path: Path) -> int | None:
 
 def free_bytes(path: Path) -> int:
     """Bytes an unprivileged user can still write on the filesystem of `path`."""
-    with _storage():
+    with _storage(path):
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
 

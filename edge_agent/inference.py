@@ -13,9 +13,25 @@ from typing import Any, NamedTuple
 
 from edge_agent.stats import ServingStats
 from edge_contract import canonical
-from edge_contract.errors import BundleRejected, EdgewardError, Reason, TransferFailed
+from edge_contract.errors import (
+    BundleRejected,
+    DeviceUnfit,
+    EdgewardError,
+    Reason,
+    StorageFault,
+    TransferFailed,
+)
 
 _STATS_LIMIT_BYTES = 8 << 20
+_DONE = 200
+# Who is at fault, by the inference process's status; anything else may pass.
+_KINDS: dict[int, type[EdgewardError]] = {
+    400: DeviceUnfit,  # the store does not hold what it should
+    404: DeviceUnfit,
+    422: BundleRejected,
+    501: DeviceUnfit,
+    507: StorageFault,
+}
 
 
 class Loaded(NamedTuple):
@@ -25,7 +41,7 @@ class Loaded(NamedTuple):
     version: str
     digest: str
     ready: bool
-    reason: str
+    reason: Reason  # why it is not what the disk names; OK when it is
 
 
 class InferenceClient:
@@ -36,57 +52,59 @@ class InferenceClient:
 
     def index(self, timeout_s: float = 2.0) -> list[Loaded]:
         """What is loaded. Raises TransferFailed when nobody answers."""
-        entries = self._call("POST", "/v2/repository/index", {}, timeout_s)
-        return [
-            Loaded(
-                str(e["name"]),
-                str(e.get("version", "")),
-                str(e.get("digest", "")),
-                e.get("state") == "READY",
-                str(e.get("reason", "")),
-            )
-            for e in entries
-        ]
+        try:
+            return [
+                Loaded(
+                    e["name"], e["version"], e["digest"], e["state"] == "READY", Reason(e["reason"] or "ok")
+                )
+                for e in json.loads(self._answer("POST", "/v2/repository/index", timeout_s))
+            ]
+        except (ValueError, KeyError, TypeError) as e:
+            raise _unreachable(f"its index is none: {e!r}") from e
 
     def load(self, name: str, digest: str, timeout_s: float) -> None:
         """Make `digest` serve as `name`; returns when new requests reach it.
 
-        Raises BundleRejected when it does not load (the version before keeps serving), TransferFailed
-        when nobody answers.
+        When it does not load, the version before keeps serving. Raises BundleRejected, DeviceUnfit or
+        StorageFault by who is at fault; TransferFailed when nobody answers or this is not the moment.
         """
-        self._call(
-            "POST", f"/v2/repository/models/{name}/load", {"parameters": {"digest": digest}}, timeout_s
-        )
+        body = {"parameters": {"digest": digest}}
+        status, data = self._request("POST", f"/v2/repository/models/{name}/load", timeout_s, body)
+        if status != _DONE:
+            raise _refusal(status, data)
 
     def unload(self, name: str, timeout_s: float) -> None:
-        """Stop serving `name`."""
-        self._call("POST", f"/v2/repository/models/{name}/unload", {}, timeout_s)
+        """Stop serving `name`. Raises TransferFailed when nobody answers."""
+        self._answer("POST", f"/v2/repository/models/{name}/unload", timeout_s)
 
     def stats(self, timeout_s: float = 2.0) -> ServingStats:
         """Counts since load of every version. Raises TransferFailed when nobody answers."""
-        data = self._request("GET", "/edgeward/v1/stats", None, timeout_s)
+        data = self._answer("GET", "/edgeward/v1/stats", timeout_s)
         try:
             return canonical.from_bytes(data, ServingStats, limit_bytes=_STATS_LIMIT_BYTES)
         except canonical.DecodeFault as e:
             raise _unreachable(f"statistics: {e}") from e
 
-    def _call(self, method: str, path: str, body: dict[str, Any], timeout_s: float) -> Any:
-        data = self._request(method, path, json.dumps(body).encode(), timeout_s)
-        return json.loads(data) if data else {}
+    def _answer(self, method: str, path: str, timeout_s: float) -> bytes:
+        status, data = self._request(method, path, timeout_s)
+        if status != _DONE:
+            raise _unreachable(f"status {status}")
+        return data
 
-    def _request(self, method: str, path: str, body: bytes | None, timeout_s: float) -> bytes:
+    def _request(
+        self, method: str, path: str, timeout_s: float, body: dict[str, Any] | None = None
+    ) -> tuple[int, bytes]:
         connection = _UnixConnection(self._path, timeout_s)
         try:
-            connection.request(method, path, body, {"Content-Type": "application/json"})
+            connection.request(
+                method, path, json.dumps(body or {}).encode(), {"Content-Type": "application/json"}
+            )
             response = connection.getresponse()
-            data = response.read()
+            return response.status, response.read()
         except (OSError, http.client.HTTPException) as e:
             raise _unreachable(str(e) or type(e).__name__) from e
         finally:
             connection.close()
-        if response.status >= 400:
-            raise _refusal(response.status, data)
-        return data
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -109,8 +127,11 @@ def _unreachable(detail: str) -> TransferFailed:
 
 
 def _refusal(status: int, data: bytes) -> EdgewardError:
+    """The inference process's error as the same error here."""
+    kind = _KINDS.get(status)
     try:
         body = json.loads(data)
-        return BundleRejected(Reason(body["reason"]), str(body["error"]), str(body.get("next_step", "")))
+        reason, what, next_step = Reason(body["reason"]), str(body["what"]), str(body["next_step"])
     except (ValueError, KeyError, TypeError):
-        return _unreachable(f"status {status}")
+        kind = None
+    return kind(reason, what, next_step) if kind else _unreachable(f"status {status}")

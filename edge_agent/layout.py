@@ -39,6 +39,7 @@ class Layout:
         self.session = self.state / "session.json"
         self.outbox = self.state / "outbox.db"
         self.control_lock = self.run / "control.lock"
+        self.up_lock = self.run / "up.lock"
         self.control_socket = self.run / "control.sock"
         self.inference_socket = (
             Path(config.serving.socket) if config.serving.socket else self.run / "inference.sock"

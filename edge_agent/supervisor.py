@@ -51,6 +51,12 @@ def run(config_path: Path, config: Config) -> None:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(levelname)s %(message)s")
     layout = Layout(config)
     files.make_folder(layout.run)
+    if files.try_lock(layout.up_lock) is None:  # held until this process ends
+        raise DeviceUnfit(
+            Reason.NOT_ALLOWED,
+            f"another `edge-agent up` runs with {layout.run}",
+            "stop it first, or give this one its own run_dir and state_dir",
+        )
     programs = [_Program("serve", _listen(config, layout)), _Program("run")]
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -128,11 +134,11 @@ def _how(status: int) -> str:
 
 def _start(program: _Program, config_path: Path) -> int:
     """Fork and exec with systemd's socket protocol: descriptors from 3 on, LISTEN_PID is the child's."""
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     try:
-        parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(1)

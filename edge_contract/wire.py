@@ -176,12 +176,17 @@ class Record(_Message, frozen=True):
 
 
 class Ack(_Message, frozen=True):
-    """The controller has committed every row of the stream's epoch up to `seq`."""
+    """The controller has committed every row of the stream's epoch up to `seq`.
+
+    With `resend` it has seen later rows but misses some before them: the device sends what it still has,
+    now instead of when its own timer says so. A controller that has just started asks in this way.
+    """
 
     schema: Literal[1]
     stream: Literal["tel", "event"]
     epoch: Identifier
-    seq: Ordinal
+    seq: Count
+    resend: bool = False
 
 
 class VersionTelemetry(_Message, frozen=True):

@@ -87,6 +87,8 @@ class Link:
 
     def tick(self, now_ms: int) -> None:
         """Send what is due."""
+        if not self._client.alive:
+            raise RuntimeError("the MQTT thread died; its traceback is above")
         if not self.connected:
             return
         self._send_state(now_ms)

@@ -12,6 +12,7 @@ import random
 import ssl
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +89,7 @@ class MqttClient:
         self._session = first_session
         self._inbox = inbox
         self._stopping = threading.Event()
+        self._welcome = False
         self._client = self._make(client_id)
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
@@ -95,12 +97,18 @@ class MqttClient:
         """Connect, now and whenever the connection is lost."""
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs; after `start` it ends by itself only through a mistake in here."""
+        return self._thread.is_alive()
+
     def stop(self, farewell: tuple[str, bytes] | None = None) -> None:
         """Say farewell (retained), disconnect cleanly and end the thread."""
         if farewell is not None and self._client.is_connected():
-            self.publish(*farewell, retain=True).wait_for_publish(timeout=2.0)
-        self._stopping.set()
+            with suppress(RuntimeError):  # the connection was lost just now: the will speaks instead
+                self.publish(*farewell, retain=True).wait_for_publish(timeout=2.0)
         self._client.disconnect()
+        self._stopping.set()
         self._thread.join(timeout=5.0)
 
     def publish(
@@ -119,6 +127,9 @@ class MqttClient:
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
+        # With this callback paho leaves all writing to the thread that runs the loop. Without it, publish()
+        # writes from the caller's thread as well, and two half-written packets may interleave.
+        client.on_socket_register_write = _leave_to_the_loop
         config = self._config
         if config.username:
             client.username_pw_set(config.username, _password(config.password_file))
@@ -129,16 +140,24 @@ class MqttClient:
     def _run(self) -> None:
         failures = 0
         while not self._stopping.is_set():
+            self._welcome = False
             detail = self._connect()
-            if not detail:
-                failures = 0
-                while self._client.loop(_LOOP_S) == paho.MQTT_ERR_SUCCESS and not self._stopping.is_set():
-                    pass
-                continue
-            self._inbox.put(Disconnected(detail))
+            if detail:
+                self._inbox.put(Disconnected(detail))
+            else:
+                self._converse()
+            # A broker that takes the connection and ends it (bad password, overload) is a failure too,
+            # and one that restarts must not get its whole fleet back at the same moment.
+            failures = 0 if self._welcome else failures
             cap_s = min(self._config.reconnect_max_s, _FIRST_PAUSE_S * 2**failures)
             failures = min(failures + 1, 16)
             self._stopping.wait(random.uniform(_FIRST_PAUSE_S / 10, cap_s))  # noqa: S311 - full jitter
+
+    def _converse(self) -> None:
+        """Run the session until it is lost; when stopping, until the last packet is out."""
+        while self._client.loop(_LOOP_S) == paho.MQTT_ERR_SUCCESS:
+            if self._stopping.is_set() and not self._client.want_write():
+                return
 
     def _connect(self) -> str:
         """Begin a session; returns what went wrong, or nothing."""
@@ -168,6 +187,7 @@ class MqttClient:
         if reason.is_failure:
             self._inbox.put(Disconnected(f"the broker refused the connection: {reason}"))
             return
+        self._welcome = True
         client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._subscriptions])
         self._inbox.put(Connected(self._session))
 
@@ -191,6 +211,10 @@ class MqttClient:
         self, client: paho.Client, userdata: Any, mid: int, reason: ReasonCode, properties: Any
     ) -> None:
         self._inbox.put(Taken(mid, not reason.is_failure and reason.value != _NO_SUBSCRIBERS))
+
+
+def _leave_to_the_loop(client: paho.Client, userdata: Any, sock: Any) -> None:
+    """The loop is woken by paho itself."""
 
 
 def _set_tls(client: paho.Client, config: Broker) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from edge_contract.errors import Reason, StorageFault
 
 Stream = Literal["tel", "event"]
 _BACKOFF_DOUBLINGS = 6
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS rows (
@@ -55,7 +57,7 @@ class Outbox:
         files.make_folder(path.parent)
         try:
             self._db = _open(path)
-        except sqlite3.DatabaseError as e:
+        except _Damaged as e:
             self.problem = f"the outbox was damaged ({e}) and set aside; a new epoch begins"
             for suffix in ("-wal", "-shm"):
                 files.remove_link(path.with_name(path.name + suffix))
@@ -117,7 +119,10 @@ class Outbox:
             raise self._fault(e) from e
 
     def acknowledged(self, ack: wire.Ack) -> int:
-        """The controller has every row up to the watermark: delete them; returns how many."""
+        """The controller has every row up to the watermark: delete them; returns how many.
+
+        If it asks for the rest again, they are due at once.
+        """
         try:
             with self._db:
                 where = "stream = ? AND epoch = ? AND seq <= ?"
@@ -125,17 +130,27 @@ class Outbox:
                 freed = self._scalar(f"SELECT COALESCE(SUM(LENGTH(payload)), 0) FROM rows WHERE {where}", key)  # noqa: S608
                 count = self._db.execute(f"DELETE FROM rows WHERE {where}", key).rowcount  # noqa: S608
                 self._bytes -= freed
+                if ack.resend:
+                    self._db.execute(
+                        "UPDATE rows SET next_ms = 0, tries = 0 WHERE stream = ? AND epoch = ?", key[:2]
+                    )
                 return count
         except sqlite3.Error as e:
             raise self._fault(e) from e
 
     def depth(self) -> int:
         """Rows that wait."""
-        return self._scalar("SELECT COUNT(*) FROM rows")
+        try:
+            return self._scalar("SELECT COUNT(*) FROM rows")
+        except sqlite3.Error as e:
+            raise self._fault(e) from e
 
     def result(self, command_id: str) -> bytes | None:
         """The stored result of a command, so that the same id again does nothing."""
-        row = self._db.execute("SELECT body FROM results WHERE id = ?", (command_id,)).fetchone()
+        try:
+            row = self._db.execute("SELECT body FROM results WHERE id = ?", (command_id,)).fetchone()
+        except sqlite3.Error as e:
+            raise self._fault(e) from e
         return None if row is None else bytes(row[0])
 
     def keep_result(self, command_id: str, body: bytes, now_ms: int) -> None:
@@ -187,20 +202,40 @@ class Outbox:
         return int(self._db.execute(query, values).fetchone()[0])
 
     def _fault(self, error: sqlite3.Error) -> StorageFault:
-        self._bytes = self._scalar("SELECT COALESCE(SUM(LENGTH(payload)), 0) FROM rows")
-        full = "full" in str(error)
-        return StorageFault(
-            Reason.DISK_FULL if full else Reason.STORAGE_FAULT,
-            f"outbox: {error}",
-            "free space on the device" if full else "check the device's disk",
-        )
+        with suppress(sqlite3.Error):  # unreadable: the count of before is good enough for eviction
+            self._bytes = self._scalar("SELECT COALESCE(SUM(LENGTH(payload)), 0) FROM rows")
+        return _storage_fault(error)
+
+
+class _Damaged(Exception):
+    """The file is no database, or a broken one. Other faults say nothing about its content."""
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level="DEFERRED")
-    db.execute("PRAGMA journal_mode=WAL")
-    if db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
+    """Raises _Damaged, or StorageFault when the disk is full, read-only or out of order."""
+    try:
+        db = sqlite3.connect(path, isolation_level="DEFERRED")
+    except sqlite3.Error as e:
+        raise _storage_fault(e) from e
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        problem = str(db.execute("PRAGMA quick_check").fetchone()[0])
+        if problem == "ok":
+            db.executescript(_SCHEMA)
+            return db
+    except sqlite3.Error as e:
         db.close()
-        raise sqlite3.DatabaseError("it fails its own check")
-    db.executescript(_SCHEMA)
-    return db
+        if getattr(e, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            raise _Damaged(str(e)) from e
+        raise _storage_fault(e) from e
+    db.close()
+    raise _Damaged(problem)
+
+
+def _storage_fault(error: sqlite3.Error) -> StorageFault:
+    full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    return StorageFault(
+        Reason.DISK_FULL if full else Reason.STORAGE_FAULT,
+        f"outbox: {error}",
+        "free space on the device" if full else "check the device's disk",
+    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from edge_contract.console import os_fault
 from edge_contract.errors import Reason
 
 _LINE_LIMIT_BYTES = 1 << 20
@@ -46,20 +46,28 @@ class Ended(NamedTuple):
 
 
 class Child:
-    """One running `edge-agent` subcommand. Owned by one thread; two helper threads only read its pipes."""
+    """One running `edge-agent` subcommand. Owned by one thread; two helper threads only read its pipes.
+
+    It dies with the control process, however that ends: see leash.py.
+    """
 
     def __init__(self, arguments: list[str], *, timeout_s: float, memory_bytes: int = 0) -> None:
+        """Raises StorageFault when no process can be made now; no limit of memory with 0 bytes."""
         self._deadline_s = time.monotonic() + timeout_s
         self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._last: dict[str, Any] = {}
         self._stderr = b""
         self._hung = False
-        command = [sys.executable, "-m", "edge_agent", *arguments]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        if memory_bytes:
-            _limit_memory(self._process.pid, memory_bytes)
+        leash = ["-m", "edge_agent.update.leash", str(os.getpid()), str(memory_bytes)]
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, *leash, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        except OSError as e:  # no memory, too many tasks: the same attempt may work later
+            raise os_fault(e) from e
         self._readers = [
             threading.Thread(target=self._read_lines, daemon=True),
             threading.Thread(target=self._read_stderr, daemon=True),
@@ -113,12 +121,3 @@ class Child:
         with stream:
             while chunk := os.read(stream.fileno(), 4096):
                 self._stderr = (self._stderr + chunk)[-4 * _STDERR_TAIL :]
-
-
-def _limit_memory(pid: int, memory_bytes: int) -> None:
-    """Data, not address space: runtimes reserve much more than they use."""
-    try:
-        resource.prlimit(pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
-    except ProcessLookupError:
-        os.sched_yield()  # it ended already; ended() tells how

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import urllib3
@@ -17,10 +18,13 @@ from urllib3.util import Timeout
 
 from edge_agent import files
 from edge_agent.config import Registry
+from edge_agent.update.store import hash_file
 from edge_contract.console import os_fault
 from edge_contract.errors import BundleRejected, EdgewardError, Reason, TransferFailed
 
 _CHUNK_BYTES = 64 << 10
+# A cut loses the chunk that was being received. Small, so that a bad network still gets on.
+_RECEIVE_BYTES = 8 << 10
 _BACKOFF_CAP_S = 30.0
 # Statuses that say "later"; every other 4xx is final for this attempt.
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -44,7 +48,7 @@ class Downloader:
         """
         done = self._staging / sha256
         part = self._staging / f"{sha256}.part"
-        if done.exists():
+        if done.exists() and hash_file(done) == sha256:
             return done
         for attempt in range(self._registry.retries):
             if attempt:
@@ -55,12 +59,16 @@ class Downloader:
             except TransferFailed:
                 if attempt + 1 == self._registry.retries:
                     raise
+            except OSError as e:
+                raise os_fault(e) from e
         files.sync_file(part)
         files.move(part, done)
         return done
 
     def _attempt(self, url: str, part: Path, sha256: str, size_bytes: int) -> None:
+        part.touch()  # an empty blob has nothing to receive
         digest, have = _resume(part, size_bytes)
+        resumed = have > 0
         if have < size_bytes:
             # The name is the content's digest, so a changed blob has another URL; the digest is checked
             # over all bytes at the end, so If-Range with this ETag is an optimisation, not the guard.
@@ -69,15 +77,20 @@ class Downloader:
                 response = self._pool.request(
                     "GET", url, headers={**headers, "Accept-Encoding": "identity"}, preload_content=False
                 )
-                try:
+                with _closing(response):
                     have, digest = self._start(url, response, have, digest)
+                    resumed = have > 0
                     self._receive(url, response, part, have, digest, size_bytes)
-                finally:
-                    response.release_conn()
             except HTTPError as e:
                 raise _unreachable(url, e) from e
         if digest.hexdigest() != sha256:
             part.unlink(missing_ok=True)
+            if resumed:  # the beginning was not synced: after a power cut this disk may be the culprit
+                raise TransferFailed(
+                    Reason.DIGEST_MISMATCH,
+                    f"what an earlier attempt left of {url} was damaged",
+                    "it is fetched again from the start",
+                )
             raise BundleRejected(
                 Reason.DIGEST_MISMATCH,
                 f"{url} has SHA-256 {digest.hexdigest()[:12]}…, signed metadata says {sha256[:12]}…",
@@ -107,7 +120,7 @@ class Downloader:
         try:
             with part.open("r+b" if offset else "wb") as stream:
                 stream.seek(offset)
-                for chunk in response.stream(_CHUNK_BYTES):
+                for chunk in response.stream(_RECEIVE_BYTES):
                     if offset + len(chunk) > size_bytes:
                         raise _oversize(url, size_bytes)
                     stream.write(chunk)
@@ -136,17 +149,25 @@ class Downloader:
 def _resume(part: Path, size_bytes: int) -> tuple[hashlib._Hash, int]:
     """Digest and length of what an earlier attempt left; nothing when it is longer than the blob."""
     digest = hashlib.sha256()
-    if not part.exists():
-        return digest, 0
     if part.stat().st_size > size_bytes:
-        part.unlink()
-        return digest, 0
+        part.write_bytes(b"")
     have = 0
     with part.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
             have += len(chunk)
     return digest, have
+
+
+@contextmanager
+def _closing(response: urllib3.BaseHTTPResponse) -> Iterator[None]:
+    """Keep the connection for the next blob only when the body was read to its end."""
+    try:
+        yield
+    except BaseException:
+        response.close()
+        raise
+    response.release_conn()
 
 
 def _unreachable(url: str, error: Exception) -> TransferFailed:

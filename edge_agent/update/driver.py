@@ -19,7 +19,7 @@ from edge_agent.update import jobs, journal
 from edge_agent.update.changes import Situation, Step, change
 from edge_agent.update.jobs import Job
 from edge_agent.update.journal import Entry, Ref
-from edge_agent.update.machine import CANCELLABLE, Action, Event, State, advance
+from edge_agent.update.machine import CANCELLABLE, Action, Event, State, Transition, advance
 from edge_agent.update.rejected import Rejected
 from edge_agent.update.store import Store
 from edge_contract import wire
@@ -27,7 +27,21 @@ from edge_contract.errors import EdgewardError, MessageRejected, Reason, Storage
 
 _STORAGE_PAUSE_MS = 2000
 # Reasons that say nothing about the bundle: its digest may be tried again.
-_NOT_THE_BUNDLE = frozenset({Reason.SERVING_UNREACHABLE, Reason.DISK_FULL, Reason.STORAGE_FAULT})
+_NOT_THE_BUNDLE = frozenset(
+    {
+        Reason.SERVING_UNREACHABLE,
+        Reason.DISK_FULL,
+        Reason.STORAGE_FAULT,
+        Reason.NOT_FOUND,
+        Reason.BAD_INPUT,
+        Reason.DEVICE_UNFIT,
+        Reason.RUNTIME_MISSING,
+        Reason.MEMORY_TOO_SMALL,
+        # Somebody altered what the registry serves, or this disk: the bundle of that digest may be fine.
+        Reason.DIGEST_MISMATCH,
+        Reason.TRUST_FAILED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +105,12 @@ class ModelDriver:
     def rollback(self, reason: Reason, detail: str) -> Ref:
         """Go back to the version before; returns it. Raises MessageRejected when there is none."""
         state = self._entry.state
+        if any(step.event is Event.ROLLBACK for step in self._steps):
+            raise MessageRejected(
+                Reason.NO_PREVIOUS,
+                f"{self.name} is going back to the version before already",
+                "wait for the reported state; a second rollback would go back further",
+            )
         if state is State.PROBATION and self._entry.base is not None:
             self._steps.append(Step(Event.ROLLBACK, reason, detail))
             return self._entry.base
@@ -111,7 +131,7 @@ class ModelDriver:
             self._drain(now_ms)
             self._poll(now_ms)
         except StorageFault as e:
-            # The step stays queued and is taken again: state on disk and in memory are still the old one.
+            # A step that is not in the journal stays queued and is taken again; one that is, is done.
             self._paused_until_ms = now_ms + _STORAGE_PAUSE_MS
             self._say("storage", e.reason, str(e), now_ms)
 
@@ -149,11 +169,14 @@ class ModelDriver:
 
     def _drain(self, now_ms: int) -> None:
         while self._steps:
-            self._take(self._steps[0], now_ms)
-            self._steps.pop(0)
+            before = self._entry.state
+            transition = self._take(self._steps[0], now_ms)
+            self._steps.pop(0)  # it is in the journal: a fault from here on must not take it twice
+            self._follow(before, transition, now_ms)
         wish = self._next_wish()
         if wish is not None:
-            self._take(wish, now_ms)
+            before = self._entry.state
+            self._follow(before, self._take(wish, now_ms), now_ms)
 
     def _poll(self, now_ms: int) -> None:
         if self._job is None:
@@ -192,8 +215,8 @@ class ModelDriver:
         start = starts.get(entry.state)
         return start() if start else None
 
-    def _take(self, step: Step, now_ms: int) -> None:
-        """One transition: effects that must precede the journal, the journal, effects that may follow."""
+    def _take(self, step: Step, now_ms: int) -> Transition:
+        """One transition: effects that must precede the journal, and the journal."""
         step = self._bounded(step)
         before = self._entry
         transition = advance(before.state, step.event)
@@ -204,15 +227,20 @@ class ModelDriver:
         if entry != before:
             journal.save(self._tools.layout, entry)
         self._entry = entry
-        self._leave(before.state, transition.state)
+        return transition
+
+    def _follow(self, before: State, transition: Transition, now_ms: int) -> None:
+        """What comes after the journal, and may be lost without harm."""
+        entry = self._entry
+        self._leave(before, transition.state)
         self._current = self._tools.store.current(self.name)
         self._previous = self._tools.store.previous(self.name)
-        if Action.COLLECT in transition.actions:
-            self._tools.store.collect(self._tools.in_use())
-        if transition.state is not before.state or transition.outcome == "removed":
+        if transition.state is not before or transition.outcome == "removed":
             self._say(
                 "update", entry.reason, f"{transition.state.value}: {entry.detail}".rstrip(": "), now_ms
             )
+        if Action.COLLECT in transition.actions:
+            self._tools.store.collect(self._tools.in_use())
 
     def _situation(self, step: Step, now_ms: int) -> Situation:
         return Situation(

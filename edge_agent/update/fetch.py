@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from edge_agent.update.operators import FILE as OPERATORS_FILE
 from edge_agent.update.store import Store
 from edge_agent.update.trust import Target, Trust
 from edge_contract import canonical, manifest, wire
-from edge_contract.console import error_dict
+from edge_contract.console import error_dict, os_fault
 from edge_contract.errors import (
     BundleRejected,
     EdgewardError,
@@ -158,12 +159,13 @@ class _Fetch:
             _say("progress", done_bytes=self._done_bytes)
 
 
-def _report(work: Any) -> int:
+def _report(work: Callable[[], None]) -> int:
     try:
         work()
-    except EdgewardError as e:
-        _say("error", **error_dict(e))
-        return e.exit_code
+    except (EdgewardError, OSError) as e:
+        error = os_fault(e) if isinstance(e, OSError) else e
+        _say("error", **error_dict(error))
+        return error.exit_code
     _say("done")
     return 0
 

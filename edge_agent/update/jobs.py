@@ -177,16 +177,20 @@ def activate(entry: Entry, store: Store, inference: InferenceClient) -> ThreadJo
 
 
 def revert(entry: Entry, store: Store, inference: InferenceClient) -> ThreadJob:
-    """Make the disk name the version before, then the inference process, which may be down."""
+    """Make the version before serve, by the disk and by the inference process, which may be down."""
+
+    def on_disk() -> bool:
+        try:
+            store.point(entry.name, entry.base, entry.older)
+        except StorageFault:
+            return False
+        return True
 
     def work() -> Step:
         note = ""
-        while True:
-            try:
-                store.point(entry.name, entry.base, entry.older)
-                break
-            except StorageFault:
-                time.sleep(_PAUSE_S)  # the disk must say so before anything else; the state says we try
+        # The disk first, for the inference process may fall over; but a full disk must not keep a bad
+        # version in service. The revert is over when the disk says so; until then the state tells.
+        written = on_disk()
         try:
             if entry.base is None:
                 _patiently(lambda: inference.unload(entry.name, _LOAD_TIMEOUT_S), patience_s=10.0)
@@ -195,6 +199,9 @@ def revert(entry: Entry, store: Store, inference: InferenceClient) -> ThreadJob:
                 _patiently(lambda: inference.load(entry.name, base.digest, _LOAD_TIMEOUT_S), patience_s=10.0)
         except EdgewardError as e:
             note = f"; the disk names the version before, but {e.what}"
+        while not written:
+            time.sleep(_PAUSE_S)
+            written = on_disk()
         return Step(Event.REVERTED, entry.reason, entry.detail + note)
 
     return ThreadJob(work)

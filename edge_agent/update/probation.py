@@ -15,6 +15,8 @@ from edge_contract.errors import Reason
 
 # Fewer samples than this on either side say nothing about a tail or a distribution.
 _MIN_SAMPLES = 30
+# A few requests can fail by accident, or be one client's fault.
+_MIN_ERRORS = 3
 # Latency below this is noise of a small box, whatever the factor.
 _LATENCY_FLOOR_MS = 2.0
 MAX_RESTARTS = 2
@@ -77,7 +79,8 @@ def _errors(config: Update, new: VersionStats) -> Unhealthy | None:
             Reason.NON_FINITE_OUTPUT, f"{new.non_finite} of {new.requests} answers held NaN or infinity"
         )
     total = new.requests
-    if total >= _MIN_SAMPLES and new.errors / total > config.max_error_rate:
+    telling = total >= _MIN_SAMPLES or new.errors >= _MIN_ERRORS
+    if telling and new.errors / total > config.max_error_rate:
         return Unhealthy(
             Reason.ERROR_RATE,
             f"{new.errors} of {total} requests failed, over the limit of {config.max_error_rate:.1%}",

@@ -25,7 +25,6 @@ class Store:
         self._layout = layout
         for folder in (layout.store, layout.staging, layout.models, layout.journal, layout.trust):
             files.make_folder(folder)
-        files.remove_leftovers(layout.store)
 
     def manifest_of(self, digest: str) -> manifest.Manifest:
         """The manifest of a stored version; its bytes must still have that digest.
@@ -71,8 +70,6 @@ class Store:
         data = manifest.to_bytes(found)
         digest = canonical.sha256_hex(data)
         final = self._layout.version(digest)
-        if final.exists() and not self.has(digest):
-            files.remove_tree(final)
         building = self._layout.staging / f"{digest}.building"
         if building.exists():
             shutil.rmtree(building)
@@ -80,6 +77,8 @@ class Store:
         files.write(building / MANIFEST, data)
         for blob in found.files:
             files.hard_link(sources[blob.sha256], building / blob.name)
+        if final.exists() and not self.has(digest):
+            files.remove_tree(final)  # not earlier: its good files may be among the sources
         files.install_folder(building, final)
         return digest
 
@@ -103,6 +102,7 @@ class Store:
     def collect(self, keep: set[str]) -> list[str]:
         """Remove versions that no link names and that are not in `keep`; returns their digests."""
         keep = set(keep)
+        files.remove_leftovers(self._layout.store)
         for link in self._layout.models.glob("*/*"):
             target = files.link_target(link) if link.is_symlink() else None
             if target:

@@ -6,6 +6,7 @@ It runs in the short-lived fetch child, never in the control process. Only `refr
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +17,16 @@ from tuf.api.exceptions import (
     RepositoryError,
 )
 from tuf.ngclient.updater import Updater
+from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
+from urllib3.exceptions import HTTPError
 
 from edge_agent import files
 from edge_agent.config import Registry
+from edge_contract.console import os_fault
 from edge_contract.errors import BundleRejected, DeviceUnfit, EdgewardError, Reason, TransferFailed
+
+# tuf wraps what its fetcher raises at the start of a body, not in the middle of it: hence HTTPError.
+_FAULTS = (DownloadError, RepositoryError, HTTPError, OSError)
 
 
 class Target(NamedTuple):
@@ -40,8 +47,11 @@ class Trust:
             self._updater = Updater(
                 metadata_dir=str(self._folder),
                 metadata_base_url=f"{self._url}/metadata/",
+                fetcher=Urllib3Fetcher(socket_timeout=math.ceil(registry.timeout_s)),
                 bootstrap=_pinned_root(Path(registry.root)),
             )
+        except OSError as e:
+            raise os_fault(e) from e
         except (RepositoryError, ValueError) as e:
             raise DeviceUnfit(
                 Reason.TRUST_FAILED,
@@ -52,11 +62,12 @@ class Trust:
     def refresh(self) -> None:
         """Fetch and verify the newest metadata and make it durable.
 
-        Raises TransferFailed (unreachable, expired) or BundleRejected (not signed as it must be).
+        Raises TransferFailed (unreachable, expired), BundleRejected (not signed as it must be) or
+        StorageFault.
         """
         try:
             self._updater.refresh()
-        except (DownloadError, RepositoryError, OSError) as e:
+        except _FAULTS as e:
             raise self._fault(e) from e
         for path in self._folder.iterdir():
             if path.is_file() and not path.is_symlink():
@@ -67,7 +78,7 @@ class Trust:
         """What the metadata says of `name`, or None when it is not published."""
         try:
             info = self._updater.get_targetinfo(name)
-        except (DownloadError, RepositoryError, OSError) as e:
+        except _FAULTS as e:
             raise self._fault(e) from e
         return None if info is None else Target(info.length, info.hashes["sha256"])
 
@@ -84,6 +95,8 @@ class Trust:
                 f"registry {self._url} answered {error.status_code} for its metadata",
                 "check the registry's URL and that it serves the folder `metadata`",
             )
+        if isinstance(error, OSError):  # the network's are wrapped, so this is the disk's
+            return os_fault(error)
         if isinstance(error, RepositoryError):
             return BundleRejected(
                 Reason.TRUST_FAILED,

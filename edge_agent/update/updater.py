@@ -20,8 +20,6 @@ from edge_agent.update.store import Store
 from edge_contract import canonical, wire
 from edge_contract.errors import MessageRejected, Reason
 
-_FELL_BACK = Reason.FAILED_STARTS
-
 
 class Updater:
     """Owned by the control loop's thread."""
@@ -48,6 +46,7 @@ class Updater:
             report(wire.Event(now_ms, "storage", reason=Reason.STORAGE_FAULT, detail=self.rejected.problem))
         self.generation = 0
         self._adopt_stored(report, now_ms)
+        self._store.collect(self._in_use())  # what a kill left between a journal and its clean-up
 
     def accept(self, desired: wire.Desired, now_ms: int) -> None:
         """Make a verified desired state this device's own: durable first, then acted upon."""
@@ -72,8 +71,9 @@ class Updater:
         """Compare what the inference process serves with the disk: it may have fallen back by itself."""
         for entry in loaded:
             driver = self._drivers.get(entry.name)
-            if driver is not None and entry.reason == _FELL_BACK.value and driver.is_previous(entry.digest):
-                driver.rollback(_FELL_BACK, "it failed to start too often; the version before serves")
+            fell_back = entry.ready and entry.reason is not Reason.OK
+            if fell_back and driver is not None and driver.is_previous(entry.digest):
+                driver.rollback(entry.reason, "it did not start here; the version before serves")
 
     def tick(self, now_ms: int) -> None:
         """Let every machine take its next step."""

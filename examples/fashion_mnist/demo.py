@@ -8,6 +8,7 @@ among them, stay in build/demo.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import secrets
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import paho.mqtt.client as paho
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from demo_tools import (
     BIN,
     Classifier,
@@ -34,10 +36,11 @@ from demo_tools import (
 )
 from paho.mqtt.enums import CallbackAPIVersion
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from edge_contract import dsse, wire
 from edge_contract import manifest as m
-from edge_contract import wire
 
 HERE = Path(__file__).parent
 DEVICE, TENANT, MODEL = "demo-box", "demo", "fashion"
@@ -202,8 +205,11 @@ class Demo:
     def refuse_unsigned(self) -> str:
         """Somebody on the broker without the operator's key."""
         topics = wire.Topics(TENANT, DEVICE)
-        self._shout(topics.command, b'{"name":"rollback","args":{"model":"fashion"}}')
-        self._shout(topics.desired, b'{"payload":"e30=","payloadType":"x","signatures":[]}')
+        order = {"schema": 1, "tenant": TENANT, "device": DEVICE, "generation": 99, "models": []}
+        order |= {"issued_ms": 0, "expires_ms": 1 << 50}
+        stranger = Ed25519PrivateKey.generate()
+        self._shout(topics.command, dsse.sign(b"{}", wire.COMMAND_TYPE, []))
+        self._shout(topics.desired, dsse.sign(json.dumps(order).encode(), wire.DESIRED_TYPE, [stranger]))
         return self._wait("the refusal to be reported", self._refusal)
 
     def still_serves(self) -> str:
@@ -223,16 +229,15 @@ class Demo:
         """What the operator saw meanwhile."""
         arguments = ("watch", *self._bus(), "--device", DEVICE, "--json", "--for-s", "6")
         watched = self.processes.run("edge-fleet", *arguments, "--db", self.work / "fleet.db")
-        rows = [_json(line) for line in watched.out.splitlines() if line.startswith("{")]
+        rows = [json.loads(line) for line in watched.out.splitlines() if line.startswith("{")]
         samples = [r["payload"] for r in rows if r.get("stream") == "tel"]
-        busy = [s for s in samples if any(v["requests"] for v in s["models"])]
+        busy = [(v["requests"], s, v) for s in samples for v in s["models"] if v["requests"]]
         if not busy:
             raise StepFailed("no telemetry with requests arrived")
-        last = busy[-1]
-        served = max(last["models"], key=lambda v: v["requests"])
-        device = last["device"]
+        _, busiest, served = max(busy, key=lambda row: row[0])
+        device = busiest["device"]
         return (
-            f"{len(samples)} samples, {len(rows) - len(samples)} events; last busy one: "
+            f"{len(samples)} samples, {len(rows) - len(samples)} events; busiest: "
             f"{served['name']}@{served['version']} {served['rate_per_s']:.0f} requests/s, "
             f"p95 {served['p95_ms']:.2f} ms, CPU {device['cpu_percent']:.0f} %, "
             f"memory {device['memory_percent']:.0f} %"
@@ -246,7 +251,7 @@ class Demo:
         named = ("--name", MODEL, "--model-version", release, "--release", release)
         arguments = ("run", model, "--profile", profile, *splits, *named, "--output", output, "--json")
         self.processes.run("edge-optimize", *arguments)
-        report = _json((output / "report.json").read_text())
+        report = json.loads((output / "report.json").read_text())
         self.console.print(f"    [dim]{output.relative_to(self.work.parent.parent)}/report.html[/dim]")
         return _choice(report)
 
@@ -356,7 +361,7 @@ def main() -> int:
             with console.status(f"{number}/{len(STEPS)} {title}"):
                 told, held = _attempt(demo, step)
             rows.append((title, told, held, time.monotonic() - at_s))
-            console.print(f"{_mark(held)} {number}/{len(STEPS)} {title}: {told}", highlight=False)
+            console.print(f"{_mark(held)} {number}/{len(STEPS)} {title}: {escape(told)}", highlight=False)
             if not held and number <= 4:
                 break  # nothing after it could hold
     finally:
@@ -380,9 +385,14 @@ def _attempt(demo: Demo, step: Callable[[Demo], str]) -> tuple[str, bool]:
 
 
 def _choice(report: dict[str, Any]) -> str:
-    """`static_int8 (0.6× FP32, 30 kB, top-1 91.2 %)`."""
-    choice = report["choice"]
-    return f"{choice['recipe']} ({choice['sentence']})"
+    """`static_int8_minmax, 41 kB, 1.52× FP32's latency here, top-1 91.4 % (FP32 91.3 %)`."""
+    name, test = report["outcome"]["name"], report["test"]
+    measured = next(c["measured"] for c in report["candidates"] if c["name"] == name)
+    return (
+        f"{name} decided by {report['outcome']['decided_by']}: {measured['size_bytes'] / 1000:.0f} kB, "
+        f"{measured['ratio']:.2f}× FP32's latency on this machine, "
+        f"test top-1 {test['value']:.1%} (FP32 {test['fp32_value']:.1%})"
+    )
 
 
 def _table(console: Console, rows: list[tuple[str, str, bool, float]], seconds: float) -> None:
@@ -392,7 +402,7 @@ def _table(console: Console, rows: list[tuple[str, str, bool, float]], seconds: 
     table.add_column("what was seen")
     table.add_column("s", justify="right")
     for title, told, held, took_s in rows:
-        table.add_row(_mark(held), title, told, f"{took_s:.0f}")
+        table.add_row(_mark(held), title, escape(told), f"{took_s:.0f}")
     console.print(table)
 
 
@@ -402,12 +412,6 @@ def _mark(held: bool) -> str:
 
 def _short(text: str, limit: int = 220) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _json(text: str) -> Any:
-    from json import loads
-
-    return loads(text)
 
 
 def _given_broker() -> tuple[str, int] | None:

@@ -131,17 +131,40 @@ def test_an_interrupt_is_130(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_programmers_mistake_is_not_hidden() -> None:
     with pytest.raises(RuntimeError, match="bug"):
-        run_raising_mistake()
+        run_raising(RuntimeError("bug"))
 
 
-def run_raising_mistake() -> None:
+def run_raising(error: Exception) -> None:
     @click.command("edge-test")
     def mistake() -> None:
-        raise RuntimeError("bug")
+        raise error
 
     group = console.Program("edge-test")
     group.add_command(mistake, "work")
     group.main(["work"])
+
+
+def test_a_missing_package_is_one_line_and_names_the_extra(capsys: pytest.CaptureFixture[str]) -> None:
+    @click.group("edge-test", cls=console.Program, brought_by="edgeward[some]")
+    def main() -> None:
+        """A program."""
+
+    @main.command()
+    def work() -> None:
+        raise ModuleNotFoundError("No module named 'absent'", name="absent.part")
+
+    with pytest.raises(SystemExit) as caught:
+        main.main(["work"])
+    assert caught.value.code == 6
+    assert capsys.readouterr().err == (
+        "edge-test: this command needs the Python package absent, which is not installed [runtime_missing]"
+        " → install edgeward[some]\n"
+    )
+
+
+def test_a_missing_module_of_ours_is_a_programmers_mistake() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        run_raising(ModuleNotFoundError("No module named 'fleet.nothing'", name="fleet.nothing"))
 
 
 def test_usage_errors_are_two_and_name_the_option(capsys: pytest.CaptureFixture[str]) -> None:

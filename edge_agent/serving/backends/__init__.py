@@ -1,0 +1,1 @@
+"""Model runtimes behind one interface, each third-party runtime in one file."""

@@ -1,0 +1,23 @@
+"""What this process has used, from the kernel's own counts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def resident_bytes() -> int:
+    """Resident memory now."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_resident_bytes() -> int:
+    """The most it has been since the program started.
+
+    Not getrusage's: that one is inherited through exec, so a child of a large parent reports the parent's.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError("/proc/self/status has no VmHWM")

@@ -1,0 +1,1 @@
+"""The operator's program: publishes signed bundles, rolls them out, watches. It runs on no device."""

@@ -1,0 +1,80 @@
+"""One signed command to one device, and its answer."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from edge_contract import canonical, dsse, wire
+from edge_contract.errors import InputRejected, Reason, TransferFailed
+from fleet.bus import Bus
+
+Value = str | int | float | bool
+
+
+def parse_args(pairs: tuple[str, ...]) -> dict[str, Value]:
+    """`k=v` pairs; `true`, `false` and numbers become what they look like. Raises InputRejected."""
+    result: dict[str, Value] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key or key in result:
+            raise InputRejected(
+                Reason.BAD_INPUT,
+                f"--arg {pair!r} is not a new KEY=VALUE",
+                "write it like --arg model=fashion",
+            )
+        result[key] = _value(text)
+    return result
+
+
+def send(
+    bus: Bus,
+    key: Ed25519PrivateKey,
+    *,
+    tenant: str,
+    device: str,
+    name: wire.CommandName,
+    args: Mapping[str, Value],
+    timeout_s: float,
+) -> wire.Result:
+    """Sign, send, wait. Raises TransferFailed when there is no answer, MessageRejected for a garbled one."""
+    now_ms = time.time_ns() // 1_000_000
+    command = wire.Command(
+        schema=1,
+        tenant=tenant,
+        device=device,
+        id=uuid.uuid4().hex,
+        name=name,
+        issued_ms=now_ms,
+        expires_ms=now_ms + round(timeout_s * 1000),
+        args=dict(args),
+    )
+    topics = wire.Topics(tenant, device)
+    answer = bus.request(
+        topics.command,
+        dsse.sign(canonical.to_bytes(command), wire.COMMAND_TYPE, [key]),
+        response_topic=f"{topics.result}/{uuid.uuid4().hex}",
+        correlation=command.id.encode(),
+        timeout_s=timeout_s,
+    )
+    if answer is None:
+        raise TransferFailed(
+            Reason.DEADLINE_EXCEEDED,
+            f"{device}: no answer to {name} within {timeout_s:g} s; the command has expired",
+            "see with `edge-fleet devices` whether it is online, and with `edge-fleet watch` what it refused",
+        )
+    return wire.decode(answer, wire.Result)
+
+
+def _value(text: str) -> Value:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,1 @@
+"""The registry: a TUF repository in a folder that any static web server can serve."""

@@ -1,0 +1,267 @@
+"""The command line of `edge-fleet registry`. It parses and prints; the work is imported when it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_contract.console import json_option, print_json
+from fleet import options
+
+if TYPE_CHECKING:
+    from fleet.registry.keys import Keys
+    from fleet.registry.signing import Periods
+
+_ROLES = ("root", "targets", "snapshot", "timestamp")
+_DIR = click.argument("folder", metavar="DIR", type=options.PATH)
+
+
+def _keys_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = click.option(
+        "--key-password-file",
+        "--password-file",
+        "password_file",
+        type=options.PATH,
+        help="File whose first line is the keys' password; else EDGEWARD_KEY_PASSWORD, else you are asked.",
+    )(command)
+    return click.option(
+        "--keys",
+        "keys_folder",
+        type=options.PATH,
+        envvar="EDGEWARD_KEYS",
+        show_envvar=True,
+        help="Folder of the private keys.  [default: `keys` beside DIR]",
+    )(command)
+
+
+def _expiry_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for role in reversed(_ROLES):
+        command = click.option(
+            f"--expires-days-{role}",
+            type=click.FloatRange(0, 36500, min_open=True),
+            help=f"Days until {role} metadata expires.",
+        )(command)
+    return command
+
+
+@click.group()
+def registry() -> None:
+    """Make, fill, renew, list and serve a registry.
+
+    It is a TUF repository in a folder that any static web server can serve.
+    """
+
+
+@registry.command()
+@_DIR
+@_keys_options
+@_expiry_options
+@click.option("--operator-label", default="operator", show_default=True, help="Name of the operator key.")
+@click.option("--insecure-no-password", is_flag=True, help="Leave the keys unencrypted. For trials only.")
+@json_option
+def init(
+    folder: Path,
+    keys_folder: Path | None,
+    password_file: Path | None,
+    operator_label: str,
+    insecure_no_password: bool,
+    as_json: bool,
+    **expires_days: float | None,
+) -> None:
+    """Make keys and an empty registry in DIR.
+
+    Defaults of the expiries, in days: root 365, targets 90, snapshot 30, timestamp 7. They are kept in
+    the signed root, and every later signature uses them.
+    """
+    from fleet.registry import repository
+    from fleet.registry.password import Password
+
+    keys_folder = keys_folder or options.keys_beside(str(folder))
+    repository.check_new(folder, keys_folder)
+    password = Password(password_file, insecure_none=insecure_no_password).new()
+    periods = _periods(expires_days)
+    repository.create(folder, keys_folder, password, operator_label, periods)
+    if as_json:
+        pinned = str(folder / "root.json")
+        print_json({"ok": True, "registry": str(folder), "keys": str(keys_folder), "root": pinned})
+    else:
+        click.echo(_instructions(folder, keys_folder, periods))
+
+
+@registry.command()
+@_DIR
+@click.argument("bundle_dir", type=options.PATH)
+@_keys_options
+@json_option
+def publish(
+    folder: Path, bundle_dir: Path, keys_folder: Path | None, password_file: Path | None, as_json: bool
+) -> None:
+    """Check the bundle in BUNDLE_DIR and publish it in DIR.
+
+    Versions are immutable: publishing the same bundle again does nothing, other content under a
+    published version is refused, and so is a release counter that does not rise.
+    """
+    from fleet.registry import publish as publishing
+    from fleet.registry import repository
+
+    bundle = publishing.load(bundle_dir)
+    name = f"{bundle.manifest.name}@{bundle.manifest.version}"
+    keyring = _keyring(folder, keys_folder, password_file)
+    with repository.opened(folder, keyring.pinned_root()) as repo:
+        new = publishing.is_new(bundle, publishing.published(repo))
+        if new:
+            for step in publishing.steps(repo, bundle, keyring):
+                click.echo(f"  {step}", err=True)
+    if as_json:
+        print_json({"ok": True, "published": new, "model": name, "manifest_sha256": bundle.sha256})
+    elif new:
+        click.echo(f"published {name} (release {bundle.manifest.release}, {bundle.sha256[:12]})")
+    else:
+        click.echo(f"{name} is published already with this very content; nothing to do")
+
+
+@registry.command()
+@_DIR
+@_keys_options
+@_expiry_options
+@click.option(
+    "--also",
+    type=click.Choice(["targets", "root"]),
+    multiple=True,
+    help="Sign this role anew too; needs its key, which is usually kept offline.",
+)
+@json_option
+def refresh(
+    folder: Path,
+    keys_folder: Path | None,
+    password_file: Path | None,
+    also: tuple[str, ...],
+    as_json: bool,
+    **expires_days: float | None,
+) -> None:
+    """Sign snapshot and timestamp of DIR anew before they expire; run it from a timer.
+
+    The expiries can be changed together with `--also root`, which keeps them.
+    """
+    from fleet.registry import repository
+
+    keyring = _keyring(folder, keys_folder, password_file)
+    given = {key: value for key, value in expires_days.items() if value is not None}
+    if given and "root" not in also:
+        raise click.UsageError("--expires-days-* are kept in the root: give --also root with them")
+    with repository.opened(folder, keyring.pinned_root()) as repo:
+        periods = _periods(given, repo.draft.periods)
+        signed = list(repository.refresh(repo, keyring, frozenset(also), periods))
+    if as_json:
+        print_json({"ok": True, "signed": signed})
+    else:
+        click.echo(f"signed {', '.join(signed)}")
+
+
+@registry.command("list")
+@click.argument("location", metavar="DIR|URL")
+@click.option("--root", type=options.PATH, help="Pinned root.json; a URL needs it.  [default: DIR/root.json]")
+@json_option
+def list_versions(location: str, root: Path | None, as_json: bool) -> None:
+    """List the models of a registry, verified from the pinned root."""
+    import msgspec
+
+    from fleet import render
+    from fleet.registry.reader import Reader, root_of
+
+    reader = Reader(location, root_of(location, root))
+    published, catalogue = reader.published(), reader.catalogue
+    if as_json:
+        versions = [
+            {
+                "name": p.manifest.name,
+                "version": p.manifest.version,
+                "release": p.manifest.release,
+                "runtime": p.manifest.runtime,
+                "size_bytes": p.manifest.size_bytes,
+                "manifest_sha256": p.sha256,
+                "recipe": p.manifest.lineage.recipe,
+                "profile": p.manifest.lineage.profile,
+                "metrics": msgspec.to_builtins(p.manifest.lineage.metrics),
+            }
+            for p in published
+        ]
+        expires = catalogue.expires.isoformat()
+        print_json(
+            {
+                "registry": location,
+                "revision": catalogue.targets_version,
+                "expires": expires,
+                "models": versions,
+            }
+        )
+        return
+    if published:
+        render.print_table(render.registry_table(published))
+    else:
+        click.echo("no model is published here yet")
+    click.echo(f"revision {catalogue.targets_version}, refresh before {catalogue.expires:%Y-%m-%d %H:%M} UTC")
+
+
+@registry.command()
+@_DIR
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one."
+)
+@click.option("--access-log", is_flag=True, help="Log each request on standard error.")
+@json_option
+def serve(folder: Path, host: str, port: int, access_log: bool, as_json: bool) -> None:
+    """Serve DIR over HTTP with Range and entity tags. For development: no TLS, no limits."""
+    from fleet.lifetime import until_signalled
+    from fleet.registry import server
+
+    def ready(url: str) -> None:
+        text = json.dumps({"url": url}) if as_json else f"serving {folder} at {url} (Ctrl-C ends it)"
+        click.echo(text)
+
+    with until_signalled() as asked:
+        server.serve(folder, host, port, access_log=access_log, ready=ready, wait=asked.wait)
+
+
+def _keyring(folder: Path, keys_folder: Path | None, password_file: Path | None) -> Keys:
+    from fleet.registry.keys import Keys
+    from fleet.registry.password import Password
+
+    return Keys(keys_folder or options.keys_beside(str(folder)), Password(password_file).existing)
+
+
+def _periods(given: dict[str, Any], base: Periods | None = None) -> Periods:
+    from msgspec.structs import replace
+
+    from fleet.registry.signing import DAY_S, Periods
+
+    seconds = {
+        key.removeprefix("expires_days_"): max(1, round(days * DAY_S))
+        for key, days in given.items()
+        if days is not None
+    }
+    return replace(base or Periods(), **seconds)
+
+
+def _instructions(folder: Path, keys_folder: Path, periods: Periods) -> str:
+    root_days, timestamp_days = periods.root / 86400, periods.timestamp / 86400
+    return f"""\
+The registry is in {folder}, its keys are in {keys_folder}.
+
+Keep offline, on a medium of their own with a copy, and bring back only when needed:
+  {keys_folder}/root.pem       signs the root of trust; needed to renew it (every {root_days:.3g} days)
+  {keys_folder}/targets.pem    signs what is published; needed by `registry publish`
+Keep where you work, readable by you alone:
+  {keys_folder}/operator.pem   signs what devices are told; needed by `deploy` and `command`
+  {keys_folder}/snapshot.pem, timestamp.pem   needed by `registry publish` and `registry refresh`
+Never put any of them into {folder} or on a device; lost passwords cannot be recovered.
+
+Next:
+  copy {folder}/root.json to each device; its agent pins it ([registry] root)
+  edge-fleet registry publish {folder} BUNDLE_DIR
+  edge-fleet registry refresh {folder}     at least every {timestamp_days:.3g} days, best from a timer"""

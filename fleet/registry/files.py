@@ -1,0 +1,132 @@
+"""Durable files: the only place in this program that renames or fsyncs. It knows nothing of registries.
+
+Written, synced, renamed, and the folder synced: after a kill or a power cut a name holds the old bytes
+or the new ones. A leftover `.NAME.part` is overwritten by the next try.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from edge_contract.errors import BundleRejected, InputRejected, Reason
+
+_CHUNK_BYTES = 1 << 20
+
+
+class Content(NamedTuple):
+    """What a file holds: its length and the hex SHA-256 of it."""
+
+    size_bytes: int
+    sha256: str
+
+
+def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace `path` durably. Raises OSError and leaves the file before."""
+    _place(path, mode, lambda out: out.write(data))
+
+
+def content(path: Path) -> Content:
+    """Length and digest of a file. Raises OSError."""
+    with path.open("rb") as source:
+        digest = hashlib.file_digest(source, "sha256").hexdigest()
+        return Content(source.tell(), digest)
+
+
+def copy(source: Path, path: Path, expected: Content) -> bool:
+    """Copy durably, checking the very bytes that are written; False when they were there already.
+
+    Raises BundleRejected when the source is not what `expected` says, OSError from the disk.
+    """
+    if path.is_file() and content(path) == expected:
+        return False
+    with source.open("rb") as stream:
+        _place(path, 0o644, lambda out: _pump(stream, out, source, expected))
+    return True
+
+
+@contextmanager
+def staged(folder: Path, *, mode: int = 0o755) -> Iterator[Path]:
+    """A new folder that appears under its name, whole, when the block ends, or not at all."""
+    make_folder(folder.parent)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    temporary.mkdir(mode=mode)
+    try:
+        yield temporary
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    _sync_folder(folder.parent)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` against another writer. Raises InputRejected when there is one."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise InputRejected(
+                Reason.BAD_INPUT,
+                f"{folder}: another edge-fleet is writing to this registry",
+                "wait until it has ended, then run this again",
+            ) from e
+        yield
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents durably."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _place(path: Path, mode: int, fill: Callable[[IO[bytes]], object]) -> None:
+    make_folder(path.parent)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as out:
+            os.fchmod(out.fileno(), mode)
+            fill(out)
+            out.flush()
+            os.fsync(out.fileno())
+        part.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _pump(stream: IO[bytes], out: IO[bytes], source: Path, expected: Content) -> None:
+    digest = hashlib.sha256()
+    size_bytes = 0
+    while chunk := stream.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        size_bytes += len(chunk)
+        out.write(chunk)
+    if Content(size_bytes, digest.hexdigest()) != expected:
+        raise BundleRejected(
+            Reason.DIGEST_MISMATCH,
+            f"{source}: changed while it was being copied",
+            "let edge-optimize finish writing the bundle, then publish it again",
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,136 @@
+"""Publishing a bundle: checked whole before anything is copied, then one durable step after another.
+
+The steps are ordered so that a reader at any moment, and after a kill between any two, finds a
+consistent registry: blobs, manifest, targets, snapshot, and the timestamp that makes them visible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from edge_contract import canonical
+from edge_contract.errors import BundleRejected, InputRejected, Reason
+from edge_contract.manifest import Manifest, blob_path, from_bytes, target_name, to_bytes
+from fleet.registry import files, repository
+from fleet.registry.keys import Keys
+from fleet.registry.reader import Published, decode_manifest, is_model
+from fleet.registry.repository import Repository
+from fleet.registry.trust import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What edge-optimize wrote, checked."""
+
+    folder: Path
+    manifest: Manifest
+    data: bytes
+
+    @property
+    def sha256(self) -> str:
+        """The version's identity: the digest of the manifest's bytes."""
+        return canonical.sha256_hex(self.data)
+
+
+def load(folder: Path) -> Bundle:
+    """Read and check a bundle: manifest strict and canonical, every blob of the right size and digest.
+
+    Raises InputRejected (no bundle here) and BundleRejected (something in it is wrong).
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise InputRejected(
+            Reason.BAD_INPUT,
+            f"{folder}: no bundle here (manifest.json is missing)",
+            "name the folder that edge-optimize wrote",
+        )
+    data = path.read_bytes()
+    manifest = from_bytes(data)
+    if to_bytes(manifest) != data:
+        raise BundleRejected(
+            Reason.MANIFEST_INVALID,
+            f"{path}: not in canonical form, so somebody has edited it",
+            "build the bundle again with edge-optimize",
+        )
+    for blob in manifest.files:
+        _check_blob(folder / blob_path(blob.sha256), blob.name, files.Content(blob.size_bytes, blob.sha256))
+    return Bundle(folder, manifest, data)
+
+
+def is_new(bundle: Bundle, published: Sequence[Published]) -> bool:
+    """Whether there is something to do; False when this very bundle is published.
+
+    Versions are immutable and release counters rise: anything else raises InputRejected.
+    """
+    manifest = bundle.manifest
+    same_model = [p for p in published if p.manifest.name == manifest.name]
+    for known in same_model:
+        if known.manifest.version == manifest.version:
+            if known.sha256 == bundle.sha256:
+                return False
+            raise InputRejected(
+                Reason.BAD_INPUT,
+                f"{manifest.name}@{manifest.version} is published already with other content"
+                f" ({known.sha256[:12]}, this is {bundle.sha256[:12]}), and a version never changes",
+                "give the new bundle a version of its own with edge-optimize",
+            )
+    newest = max((p.manifest.release for p in same_model), default=0)
+    if manifest.release <= newest:
+        raise InputRejected(
+            Reason.ROLLBACK_REFUSED,
+            f"{manifest.name}@{manifest.version} has release {manifest.release},"
+            f" the newest published one has {newest}",
+            f"build it with release {newest + 1} or higher, so that devices can tell which is newer",
+        )
+    return True
+
+
+def published(repo: Repository) -> list[Published]:
+    """Every version in the registry, read from its folder and checked."""
+    found = []
+    for name, target in repo.draft.targets.items():
+        if is_model(name):
+            path = repo.path(target.sha256)
+            data = path.read_bytes() if path.is_file() else b""
+            if Target(len(data), canonical.sha256_hex(data)) != target:
+                raise BundleRejected(
+                    Reason.DIGEST_MISMATCH,
+                    f"{path}: the manifest of {name} is missing or damaged",
+                    "restore the file from a copy of the registry",
+                )
+            found.append(decode_manifest(data, target))
+    return found
+
+
+def steps(repo: Repository, bundle: Bundle, keyring: Keys) -> Iterator[str]:
+    """Publish; yields a word after each durable step. All keys are read before the first one."""
+    targets_key, online = keyring.load("targets"), repository.load_online(keyring)
+    for blob in bundle.manifest.files:
+        source = bundle.folder / blob_path(blob.sha256)
+        copied = files.copy(source, repo.path(blob.sha256), files.Content(blob.size_bytes, blob.sha256))
+        yield f"{blob.role} {blob.name}{'' if copied else ' (there already)'}"
+    files.write(repo.path(bundle.sha256), bundle.data)
+    yield "manifest"
+    target = Target(len(bundle.data), bundle.sha256)
+    repo.draft.add(target_name(bundle.manifest.name, bundle.manifest.version), target)
+    repo.write(repo.draft.sign_targets(targets_key, datetime.now(UTC)))
+    yield "targets"
+    yield from repository.sign_online(repo, online)
+
+
+def _check_blob(path: Path, name: str, expected: files.Content) -> None:
+    if not path.is_file():
+        raise BundleRejected(
+            Reason.BLOB_MISSING, f"{path}: the blob of {name} is missing", "build the bundle again"
+        )
+    found = files.content(path)
+    if found != expected:
+        raise BundleRejected(
+            Reason.DIGEST_MISMATCH,
+            f"{path}: the blob of {name} has {found.size_bytes} bytes and digest {found.sha256[:12]},"
+            f" the manifest says {expected.size_bytes} and {expected.sha256[:12]}",
+            "build the bundle again with edge-optimize; do not edit its files",
+        )

@@ -1,0 +1,107 @@
+"""Reading a registry: which versions are published and who may sign for devices. All of it verified.
+
+It works alike on a folder and a URL; see trust.py for how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_contract import canonical, wire
+from edge_contract.errors import BundleRejected, InputRejected, Reason
+from edge_contract.manifest import Manifest, blob_path, from_bytes, target_name
+from fleet.registry import trust
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One published version: its manifest and the digest of the manifest's bytes."""
+
+    manifest: Manifest
+    sha256: str
+
+
+class Reader:
+    """A registry's verified metadata. Construct, then ask."""
+
+    def __init__(self, location: str, root: bytes) -> None:
+        """Raises what trust.read raises."""
+        self.catalogue = trust.read(location, root)
+
+    def published(self) -> list[Published]:
+        """Every version, by model and release. Raises TransferFailed or BundleRejected."""
+        found = [
+            decode_manifest(self._blob(target), target)
+            for name, target in self.catalogue.targets.items()
+            if is_model(name)
+        ]
+        return sorted(found, key=lambda p: (p.manifest.name, p.manifest.release))
+
+    def find(self, name: str, version: str) -> str:
+        """The manifest's digest of `name`@`version`. Raises InputRejected naming what there is."""
+        target = self.catalogue.targets.get(target_name(name, version))
+        if target is not None:
+            return target.sha256
+        versions = [p.manifest.version for p in self.published() if p.manifest.name == name]
+        have = f"it has {', '.join(versions)}" if versions else "it has no version of this model"
+        raise InputRejected(
+            Reason.NOT_PUBLISHED,
+            f"{name}@{version} is not in the registry {self.catalogue.location}; {have}",
+            "publish it with `edge-fleet registry publish`, or name a version from `registry list`",
+        )
+
+    def operators(self) -> wire.Operators:
+        """Who may sign desired states and commands. Raises BundleRejected."""
+        target = self.catalogue.targets.get(wire.OPERATORS_TARGET)
+        if target is None:
+            raise BundleRejected(
+                Reason.TRUST_FAILED,
+                f"{self.catalogue.location}: the registry names no operators",
+                "make the registry with `edge-fleet registry init`",
+            )
+        try:
+            return canonical.from_bytes(self._blob(target), wire.Operators)
+        except canonical.DecodeFault as e:
+            raise BundleRejected(
+                Reason.TRUST_FAILED,
+                f"{self.catalogue.location}: {wire.OPERATORS_TARGET}: {e.problem} at {e.path}",
+                "publish the operators again with a matching version of edgeward",
+            ) from e
+
+    def _blob(self, target: trust.Target) -> bytes:
+        return self.catalogue.blob(blob_path(target.sha256), target)
+
+
+def is_model(name: str) -> bool:
+    """Whether a target is a model's manifest."""
+    return name != wire.OPERATORS_TARGET
+
+
+def decode_manifest(data: bytes, target: trust.Target) -> Published:
+    """A published manifest. Raises BundleRejected."""
+    return Published(from_bytes(data), target.sha256)
+
+
+def root_of(location: str, root: Path | None) -> bytes:
+    """The pinned root to verify with: the file given, or the folder's own copy.
+
+    A URL needs a file, because a root from the same place proves nothing. Raises InputRejected.
+    """
+    if root is None and trust.is_url(location):
+        raise InputRejected(
+            Reason.BAD_INPUT,
+            f"{location}: a registry by URL is verified from a pinned root, and none was given",
+            "give --root FILE with the registry's root.json, had from its maker",
+        )
+    path = Path(location, "root.json") if root is None else root
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        if root is None:
+            raise trust.no_registry(Path(location)) from e
+        raise InputRejected(
+            Reason.BAD_INPUT,
+            f"{path}: the pinned root cannot be read ({e.strerror})",
+            "name the registry's root.json with --root",
+        ) from e

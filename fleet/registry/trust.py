@@ -1,0 +1,170 @@
+"""Reading a registry's metadata: The Update Framework, through python-tuf's client as it stands.
+
+Verification starts from a pinned root and works alike on a URL and on a folder. Signing is signing.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError, RepositoryError
+
+# python-tuf documents these names here without listing them in __all__.
+from tuf.api.metadata import Metadata, Targets, Timestamp  # type: ignore[attr-defined]
+from tuf.ngclient.fetcher import FetcherInterface
+from tuf.ngclient.updater import Updater
+from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
+
+from edge_contract.canonical import sha256_hex
+from edge_contract.errors import BundleRejected, EdgewardError, InputRejected, Reason, TransferFailed
+
+_TIMEOUT_S = 10
+_FOLDER = "folder:"
+
+
+class Target(NamedTuple):
+    """What signed metadata says of a file."""
+
+    length: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """Verified metadata of a registry, and a way to its blobs."""
+
+    location: str
+    targets: Mapping[str, Target]
+    targets_version: int
+    expires: datetime
+    _download: Callable[[str, int], bytes]
+
+    def blob(self, path: str, target: Target) -> bytes:
+        """A blob's bytes, checked. Raises TransferFailed or BundleRejected."""
+        try:
+            data = self._download(path, target.length)
+        except DownloadError as e:
+            raise TransferFailed(
+                Reason.BLOB_MISSING,
+                f"{self.location}: {path} cannot be had: {e}",
+                "publish the bundle again, or check the web server",
+            ) from e
+        if len(data) != target.length or sha256_hex(data) != target.sha256:
+            raise BundleRejected(
+                Reason.DIGEST_MISMATCH,
+                f"{self.location}: {path} does not hold what its name says",
+                "publish the bundle again, and look for who altered the file",
+            )
+        return data
+
+
+def read(location: str, root: bytes) -> Catalogue:
+    """Fetch and verify the newest metadata of a folder or URL, starting from the pinned `root`.
+
+    Raises TransferFailed (unreachable, expired), BundleRejected (not signed as it must be) or
+    InputRejected (the root is none, the folder holds no registry).
+    """
+    base, fetcher = _source(location)
+    with TemporaryDirectory(prefix="edge-fleet-") as scratch:
+        try:
+            updater = Updater(scratch, f"{base}metadata/", fetcher=fetcher, bootstrap=root)
+        except (RepositoryError, ValueError) as e:
+            raise bad_root(e) from e
+        try:
+            updater.refresh()
+            # The client has just verified and stored these two.
+            targets = Metadata[Targets].from_file(str(Path(scratch, "targets.json"))).signed
+            timestamp = Metadata[Timestamp].from_file(str(Path(scratch, "timestamp.json"))).signed
+        except (DownloadError, RepositoryError) as e:
+            raise fault(location, e) from e
+    return Catalogue(
+        location=location,
+        targets=plain(targets),
+        targets_version=targets.version,
+        expires=timestamp.expires,
+        _download=lambda path, limit_bytes: fetcher.download_bytes(base + path, limit_bytes),
+    )
+
+
+def is_url(location: str) -> bool:
+    """Whether a registry is named by URL, not by folder."""
+    return location.startswith(("http://", "https://"))
+
+
+def _source(location: str) -> tuple[str, FetcherInterface]:
+    if is_url(location):
+        # It warns of every retry; what came of them is said once, as an error.
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
+        return location.rstrip("/") + "/", Urllib3Fetcher(socket_timeout=_TIMEOUT_S)
+    if not Path(location, "metadata", "timestamp.json").is_file():
+        raise no_registry(Path(location))
+    return _FOLDER, _FolderFetcher(Path(location))
+
+
+class _FolderFetcher(FetcherInterface):
+    """A folder in place of a web server, so that both are verified by the same code."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        try:
+            return iter([(self._folder / url.removeprefix(_FOLDER)).read_bytes()])
+        except FileNotFoundError as e:
+            raise DownloadHTTPError(f"no file {e.filename}", 404) from e
+
+
+def plain(targets: Targets) -> dict[str, Target]:
+    """Targets as plain values, by name."""
+    return {name: Target(t.length, t.hashes["sha256"]) for name, t in targets.targets.items()}
+
+
+def no_registry(folder: Path) -> InputRejected:
+    """What is said of a folder without a registry in it."""
+    return InputRejected(
+        Reason.BAD_INPUT,
+        f"{folder}: no registry here (metadata/timestamp.json is missing)",
+        "make one with `edge-fleet registry init`, or name the folder or URL of one",
+    )
+
+
+def bad_root(error: Exception) -> InputRejected:
+    """What is said of a pinned root that is none."""
+    return InputRejected(
+        Reason.TRUST_FAILED,
+        f"the pinned root is not a valid TUF root: {error}",
+        "take root.json from the registry's maker; do not take it from the network",
+    )
+
+
+def fault(location: str, error: Exception) -> EdgewardError:
+    """python-tuf's exception as one of ours."""
+    if isinstance(error, ExpiredMetadataError):
+        return TransferFailed(
+            Reason.TRUST_EXPIRED,
+            f"{location}: the registry's metadata has expired: {error}",
+            "run `edge-fleet registry refresh` where the keys are, and check this machine's clock",
+        )
+    if isinstance(error, DownloadHTTPError):
+        return TransferFailed(
+            Reason.REGISTRY_UNREACHABLE,
+            f"{location}: no metadata of a registry here: {error}",
+            "check the registry's URL, and that it serves the folder `metadata`",
+        )
+    if isinstance(error, DownloadError):
+        return TransferFailed(
+            Reason.REGISTRY_UNREACHABLE,
+            f"{location}: the registry cannot be reached: {error.__cause__ or error}",
+            "check the URL, the network and the web server",
+        )
+    return BundleRejected(
+        Reason.TRUST_FAILED,
+        f"{location}: the registry's metadata is not signed as the pinned root demands: {error}",
+        "look for who altered it; restore the folder from a copy, or pin the right root",
+    )

@@ -1,0 +1,127 @@
+"""The controller of the devices' outboxes: store what they report, then acknowledge, then show it.
+
+Acknowledged is only what is committed; see watermark.py for how far.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from threading import Event
+
+from edge_contract import canonical, wire
+from edge_contract.errors import MessageRejected
+from fleet.bus import Bus, Message
+from fleet.inventory import Inventory, Progress, Stream
+from fleet.roster import is_stale
+
+_TICK_S = 0.5
+_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When to stop: after so many seconds, so many new records, or neither."""
+
+    for_s: float | None
+    count: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A record that is new here."""
+
+    device: str
+    record: wire.Record
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """A device came or went."""
+
+    device: str
+    presence: wire.Presence
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A message that this version cannot read. It is never acknowledged."""
+
+    device: str
+    problem: str
+
+
+Item = Seen | Turned | Unreadable | Progress
+
+
+class Watcher:
+    """Construct, then `run`."""
+
+    def __init__(self, bus: Bus, inventory: Inventory, tenant: str, device: str | None) -> None:
+        """`device` None watches all devices of the tenant."""
+        self._bus = bus
+        self._inventory = inventory
+        self._topics = wire.Topics(tenant, device or "+")
+        self._sessions: dict[str, int] = {}
+
+    def run(self, limits: Limits, stop: Event, show: Callable[[Item], None]) -> None:
+        """Until a limit is reached or `stop` is set. Raises TransferFailed, StorageFault."""
+        self._bus.subscribe([self._topics.event, self._topics.telemetry, self._topics.presence])
+        deadline = None if limits.for_s is None else time.monotonic() + limits.for_s
+        shown = 0
+        while not stop.is_set() and (deadline is None or time.monotonic() < deadline):
+            for item in self._take(self._batch()):
+                show(item)
+                shown += isinstance(item, Seen)
+                if limits.count is not None and shown >= limits.count:
+                    return
+
+    def _batch(self) -> list[Message]:
+        """What has come, at least one tick's worth: one commit and one acknowledgement for all of it."""
+        first = self._bus.next(_TICK_S)
+        messages = [] if first is None else [first]
+        while messages and len(messages) < _BATCH and (more := self._bus.next(0)) is not None:
+            messages.append(more)
+        return messages
+
+    def _take(self, messages: list[Message]) -> Iterator[Item]:
+        rows: list[tuple[str, str, wire.Record]] = []
+        for message in messages:
+            parts = wire.split_topic(message.topic)
+            if parts is None or not message.payload:
+                continue
+            tenant, device, kind = parts
+            try:
+                if kind == "up/presence":
+                    yield from self._turned(device, wire.decode(message.payload, wire.Presence))
+                else:
+                    rows.append((tenant, device, wire.decode(message.payload, wire.Record)))
+            except MessageRejected as e:
+                yield Unreadable(device, e.what)
+        yield from self._record(rows)
+
+    def _record(self, rows: list[tuple[str, str, wire.Record]]) -> Iterator[Item]:
+        now_ms = time.time_ns() // 1_000_000
+        new = self._inventory.store(rows, now_ms) if rows else []
+        # Streams that brought only known rows too: their acknowledgement may have been lost.
+        touched = {Stream(tenant, device, r.stream, r.epoch) for tenant, device, r in rows}
+        settled = self._inventory.settle(touched, now_ms)
+        for progress in settled:
+            self._acknowledge(progress)
+        for (_, device, record), is_new in zip(rows, new, strict=True):
+            if is_new:
+                yield Seen(device, record)
+        yield from (p for p in settled if p.gaps)
+
+    def _acknowledge(self, progress: Progress) -> None:
+        tenant, device, stream, epoch = progress.stream
+        if progress.seq:
+            ack = wire.Ack(schema=1, stream=stream, epoch=epoch, seq=progress.seq)
+            self._bus.publish(wire.Topics(tenant, device).ack, canonical.to_bytes(ack))
+
+    def _turned(self, device: str, presence: wire.Presence) -> Iterator[Turned]:
+        newest = self._sessions.get(device, 0)
+        if not is_stale(presence, newest):
+            self._sessions[device] = max(newest, presence.session)
+            yield Turned(device, presence)

@@ -1,0 +1,115 @@
+"""From the store to a warm version, and every way in which a version is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent.config import Config
+from edge_agent.layout import MANIFEST, Layout
+from edge_agent.serving import package
+from edge_agent.serving.loader import open_version
+from edge_contract.errors import BundleRejected, InputRejected, Reason, RequestRejected
+from tests.support.models import install, make_bundle, samples, scores
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(Config("acme", "box-1", state_dir=str(tmp_path / "state"), run_dir=str(tmp_path / "run")))
+
+
+def test_a_version_is_opened_and_has_answered(tmp_path: Path, layout: Layout) -> None:
+    bundle = make_bundle(tmp_path)
+    install(bundle, layout)
+    opened = open_version(layout, "tiny", bundle.digest)
+    assert (opened.manifest, opened.digest) == (bundle.manifest, bundle.digest)
+    np.testing.assert_allclose(opened.model.run({"x": samples(2)})["scores"], scores(samples(2)), atol=1e-6)
+
+
+def refusal(layout: Layout, digest: str, name: str = "tiny") -> BundleRejected:
+    with pytest.raises(BundleRejected) as found:
+        open_version(layout, name, digest)
+    return found.value
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "named"),
+    [
+        ("garbage", Reason.LOAD_FAILED, "model.onnx does not load"),
+        ("interface", Reason.MANIFEST_INVALID, "promises scores FP32 [-1, 5]; the model has scores FP32"),
+    ],
+)
+def test_faulty_models(tmp_path: Path, layout: Layout, fault: str, reason: Reason, named: str) -> None:
+    bundle = make_bundle(tmp_path, fault=fault)  # type: ignore[arg-type]
+    install(bundle, layout)
+    found = refusal(layout, bundle.digest)
+    assert found.reason is reason
+    assert named in found.what
+
+
+def test_a_version_that_is_not_there(layout: Layout) -> None:
+    with pytest.raises(RequestRejected) as found:
+        open_version(layout, "tiny", "a" * 64)
+    assert found.value.status == 404
+
+
+def test_a_version_under_another_name(tmp_path: Path, layout: Layout) -> None:
+    bundle = make_bundle(tmp_path)
+    install(bundle, layout)
+    assert "of the model tiny, not of other" in refusal(layout, bundle.digest, "other").what
+
+
+def test_a_manifest_that_is_not_the_folders(tmp_path: Path, layout: Layout) -> None:
+    bundle, other = make_bundle(tmp_path), make_bundle(tmp_path, version="2")
+    install(bundle, layout)
+    manifest = layout.version(bundle.digest) / MANIFEST
+    manifest.write_bytes((other.folder / MANIFEST).read_bytes())
+    assert refusal(layout, bundle.digest).reason is Reason.DIGEST_MISMATCH
+    manifest.write_bytes(b"{}")
+    assert refusal(layout, bundle.digest).reason is Reason.MANIFEST_INVALID
+    manifest.unlink()
+    with pytest.raises(InputRejected, match=r"has no manifest\.json"):
+        open_version(layout, "tiny", bundle.digest)
+
+
+def test_files_that_are_missing_or_cut(tmp_path: Path, layout: Layout) -> None:
+    bundle = make_bundle(tmp_path)
+    model = install(bundle, layout) / "model.onnx"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1])
+    found = refusal(layout, bundle.digest)
+    assert found.reason is Reason.DIGEST_MISMATCH
+    assert f"{len(whole) - 1} bytes, its manifest says {len(whole)}" in found.what
+    model.unlink()
+    assert refusal(layout, bundle.digest).reason is Reason.BLOB_MISSING
+
+
+def test_golden_vectors_that_cannot_be_read(tmp_path: Path, layout: Layout) -> None:
+    bundle = make_bundle(tmp_path)
+    golden = install(bundle, layout) / "golden.npz"
+    golden.write_bytes(b"\0" * golden.stat().st_size)
+    assert "golden vectors" in refusal(layout, bundle.digest).what
+
+
+def test_bundle_and_store_folders_are_read_alike(tmp_path: Path, layout: Layout) -> None:
+    bundle = make_bundle(tmp_path)
+    store = install(bundle, layout)
+    for folder in (bundle.folder, store):
+        found = package.read(folder)
+        assert found.digest == bundle.digest
+        package.check_digests(found)
+    assert package.read(store).model == store / "model.onnx"
+    assert package.read(bundle.folder).model == bundle.blob("model")
+
+
+def test_one_flipped_bit_is_found(tmp_path: Path, layout: Layout) -> None:
+    store = install(make_bundle(tmp_path), layout)
+    data = bytearray((store / "model.onnx").read_bytes())
+    data[100] ^= 1
+    (store / "model.onnx").write_bytes(data)
+    package.check_sizes(package.read(store))
+    with pytest.raises(BundleRejected, match=r"model\.onnx has SHA-256") as found:
+        package.check_digests(package.read(store))
+    assert found.value.reason is Reason.DIGEST_MISMATCH

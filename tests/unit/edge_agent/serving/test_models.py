@@ -1,0 +1,267 @@
+"""The model set: which version gets a request, when an old one is let go, what is done at start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_agent.config import Config, Serving
+from edge_agent.layout import Layout
+from edge_agent.serving.models import ModelSet
+from edge_agent.serving.starts import Starts
+from edge_contract.errors import BundleRejected, Reason, RequestRejected
+from tests.support.models import BundleOnDisk, install, make_bundle, point, samples
+
+Check = Callable[[ModelSet], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(Config("acme", "box-1", state_dir=str(tmp_path / "state"), run_dir=str(tmp_path / "run")))
+
+
+def run(layout: Layout, check: Check, *, started: bool = True, **serving: Any) -> None:
+    async def whole() -> None:
+        models = ModelSet(layout, Serving(**serving))
+        if started:
+            await models.start()
+        try:
+            await check(models)
+        finally:
+            models.close()
+
+    asyncio.run(asyncio.wait_for(whole(), 20))
+
+
+def two(tmp_path: Path, layout: Layout) -> tuple[BundleOnDisk, BundleOnDisk]:
+    """Versions 1 (current) and 2 (in the store)."""
+    first = make_bundle(tmp_path, version="1", seed=1)
+    second = make_bundle(tmp_path, version="2", release=2, seed=2)
+    install(first, layout)
+    install(second, layout, link=None)
+    return first, second
+
+
+def test_an_empty_device_is_ready_and_serves_nothing(layout: Layout) -> None:
+    async def check(models: ModelSet) -> None:
+        assert models.ready()
+        assert models.index() == []
+        with pytest.raises(RequestRejected, match="there is none"):
+            models.find("tiny", None)
+
+    run(layout, check)
+
+
+def test_what_the_disk_names_is_loaded_at_start(tmp_path: Path, layout: Layout) -> None:
+    first, _ = two(tmp_path, layout)
+    install(make_bundle(tmp_path, "other"), layout)
+    (layout.models / ".tmp-leftover").mkdir()
+    (layout.models / "no-link").mkdir()
+
+    async def check(models: ModelSet) -> None:
+        assert [e["name"] for e in models.index()] == ["other", "tiny"]
+        assert models.find("tiny", None).digest == first.digest
+        assert models.ready()
+        assert list(layout.starts.iterdir()) == []
+
+    run(layout, check)
+
+
+def test_a_load_moves_the_pointer_and_closes_the_old_version_after_its_last_request(
+    tmp_path: Path, layout: Layout
+) -> None:
+    first, second = two(tmp_path, layout)
+
+    async def check(models: ModelSet) -> None:
+        old = models.pin("tiny", None)
+        new = await models.load("tiny", second.digest)
+        assert models.find("tiny", None) is new
+        assert new.digest == second.digest
+        await asyncio.sleep(0.05)
+        assert old.model.run({"x": samples(1)})  # still there: a request holds it
+        assert [(c.snapshot().version, serves) for c, serves in models.counters()] == [
+            ("2", True),
+            ("1", False),
+        ]
+        old.release()
+        await until_closed(old)
+        # The same load again does nothing.
+        assert await models.load("tiny", second.digest) is new
+
+    run(layout, check)
+    assert first.digest != second.digest
+
+
+async def until_closed(version: Any) -> None:
+    while True:
+        try:
+            version.model.run({"x": samples(1)})
+        except RequestRejected:
+            return
+        await asyncio.sleep(0.01)
+
+
+def test_an_old_version_that_does_not_drain_is_let_go_in_time(
+    tmp_path: Path, layout: Layout, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, second = two(tmp_path, layout)
+
+    async def check(models: ModelSet) -> None:
+        old = models.pin("tiny", None)
+        await models.load("tiny", second.digest)
+        await until_closed(old)
+        assert "still has requests after 0.1 s" in caplog.text
+
+    run(layout, check, drain_timeout_s=0.1)
+
+
+def test_a_load_that_fails_leaves_the_old_version_serving(tmp_path: Path, layout: Layout) -> None:
+    first, _ = two(tmp_path, layout)
+    broken = make_bundle(tmp_path, version="3", fault="garbage")
+    install(broken, layout, link=None)
+
+    async def check(models: ModelSet) -> None:
+        with pytest.raises(BundleRejected) as refusal:
+            await models.load("tiny", broken.digest)
+        assert refusal.value.reason is Reason.LOAD_FAILED
+        assert models.find("tiny", None).digest == first.digest
+        assert models.index()[0]["state"] == "READY"
+        assert models.ready()
+        with pytest.raises(BundleRejected):
+            await models.load("new", broken.digest)
+        assert [e["name"] for e in models.index()] == ["tiny"]
+
+    run(layout, check)
+
+
+def test_a_load_without_a_digest_takes_what_the_disk_names(tmp_path: Path, layout: Layout) -> None:
+    _, second = two(tmp_path, layout)
+
+    async def check(models: ModelSet) -> None:
+        point(layout, "tiny", "current", second.digest)
+        assert (await models.load("tiny")).digest == second.digest
+        with pytest.raises(RequestRejected, match="names no version of 'absent'"):
+            await models.load("absent")
+
+    run(layout, check)
+
+
+def test_unload_and_load_again(tmp_path: Path, layout: Layout) -> None:
+    first, _ = two(tmp_path, layout)
+
+    async def check(models: ModelSet) -> None:
+        version = models.find("tiny", None)
+        await models.unload("tiny")
+        await models.unload("tiny")
+        assert models.index() == []
+        with pytest.raises(RequestRejected):
+            models.pin("tiny", None)
+        await until_closed(version)
+        await models.load("tiny", first.digest)
+        assert models.find("tiny", "1").digest == first.digest
+
+    run(layout, check)
+
+
+def test_loads_at_the_same_time_leave_one_version(tmp_path: Path, layout: Layout) -> None:
+    first, second = two(tmp_path, layout)
+
+    async def check(models: ModelSet) -> None:
+        digests = [first.digest, second.digest] * 4
+        await asyncio.gather(*(models.load("tiny", d) for d in digests), models.unload("absent"))
+        serving = models.find("tiny", None)
+        assert serving.model.run({"x": samples(1)})
+        assert len(models.index()) == 1
+
+    run(layout, check)
+
+
+def test_a_model_that_does_not_load_is_named_and_the_others_serve(tmp_path: Path, layout: Layout) -> None:
+    broken = make_bundle(tmp_path, "broken", fault="garbage")
+    install(broken, layout)
+    install(make_bundle(tmp_path), layout)
+
+    async def check(models: ModelSet) -> None:
+        entry = models.index()[0]
+        assert (entry["name"], entry["state"], entry["reason"]) == ("broken", "UNAVAILABLE", "load_failed")
+        assert entry["digest"] == broken.digest
+        assert "does not load" in entry["detail"]
+        with pytest.raises(RequestRejected) as refusal:
+            models.pin("broken", None)
+        assert refusal.value.reason is Reason.MODEL_NOT_READY
+        assert models.find("tiny", None)
+        assert not models.ready()
+        assert Starts(layout.starts).failed("broken", broken.digest) == 0  # the process survived it
+
+    run(layout, check)
+
+
+def test_the_version_before_serves_when_the_current_one_does_not_load(tmp_path: Path, layout: Layout) -> None:
+    good, broken = make_bundle(tmp_path, version="1"), make_bundle(tmp_path, version="2", fault="garbage")
+    install(good, layout, "previous")
+    install(broken, layout, "current")
+
+    async def check(models: ModelSet) -> None:
+        entry = models.index()[0]
+        assert (entry["state"], entry["digest"], entry["reason"]) == ("READY", good.digest, "load_failed")
+        # Told to serve what it serves, it has nothing more to explain.
+        await models.load("tiny", good.digest)
+        assert models.index()[0]["reason"] == ""
+
+    run(layout, check)
+
+
+@pytest.mark.parametrize(("failed", "serves"), [(2, "2"), (3, "1")])
+def test_a_version_with_too_many_failed_starts_is_passed_over(
+    tmp_path: Path, layout: Layout, failed: int, serves: str
+) -> None:
+    before, current = make_bundle(tmp_path, version="1"), make_bundle(tmp_path, version="2")
+    install(before, layout, "previous")
+    install(current, layout, "current")
+    for _ in range(failed):
+        Starts(layout.starts).begin("tiny", current.digest)
+
+    async def check(models: ModelSet) -> None:
+        entry = models.index()[0]
+        assert (entry["state"], entry["version"]) == ("READY", serves)
+        assert entry["reason"] == ("failed_starts" if serves == "1" else "")
+        left = Starts(layout.starts).failed("tiny", current.digest)
+        assert left == (failed if serves == "1" else 0)
+
+    run(layout, check, max_failed_starts=3)
+
+
+def test_when_both_versions_failed_to_start_neither_is_tried(tmp_path: Path, layout: Layout) -> None:
+    for version, link in (("1", "previous"), ("2", "current")):
+        bundle = make_bundle(tmp_path, version=version)
+        install(bundle, layout, link)  # type: ignore[arg-type]
+        Starts(layout.starts).begin("tiny", bundle.digest)
+
+    async def check(models: ModelSet) -> None:
+        entry = models.index()[0]
+        assert (entry["state"], entry["reason"]) == ("UNAVAILABLE", "failed_starts")
+        # An operator who loads it by hand and sees it live has settled the matter.
+        await models.load("tiny", bundle.digest)
+        assert Starts(layout.starts).failed("tiny", bundle.digest) == 0
+
+    run(layout, check, max_failed_starts=1)
+
+
+def test_a_start_that_is_cancelled_is_not_counted(tmp_path: Path, layout: Layout) -> None:
+    bundle = make_bundle(tmp_path, fault="slow")
+    install(bundle, layout)
+
+    async def check(models: ModelSet) -> None:
+        task = asyncio.create_task(models.start())
+        while not models.busy:
+            await asyncio.sleep(0.001)
+        assert Starts(layout.starts).failed("tiny", bundle.digest) == 1
+        task.cancel()
+        await asyncio.wait((task,))
+        assert Starts(layout.starts).failed("tiny", bundle.digest) == 0
+
+    run(layout, check, started=False)
