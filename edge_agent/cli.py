@@ -22,7 +22,7 @@ CONFIG = click.option(
 )
 
 
-@click.group("edge-agent", cls=Program)
+@click.group("edge-agent", cls=Program, brought_by="edgeward[onnx] or edgeward[tflite]")
 def main() -> None:
     """Serve models on this device and keep them healthy.
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import get_completion_class
 
-from edge_contract.errors import EdgewardError, Reason, StorageFault
+from edge_contract.errors import DeviceUnfit, EdgewardError, Reason, StorageFault
 
 EXIT_CODES = """\b
 Exit codes:
@@ -31,6 +31,17 @@ Exit codes:
   130  interrupted"""
 
 
+_OURS = frozenset({"edge_contract", "edge_agent", "optimizer", "fleet"})
+
+
+def _missing(package: str, brought_by: str) -> DeviceUnfit:
+    return DeviceUnfit(
+        Reason.RUNTIME_MISSING,
+        f"this command needs the Python package {package}, which is not installed",
+        f"install {brought_by}",
+    )
+
+
 def distribution_version() -> str:
     """Version of the installed distribution."""
     return metadata.version("edgeward")
@@ -40,14 +51,16 @@ class Program(click.Group):
     """A click group whose expected failures end in one line and a meaningful exit code.
 
     With `--json` among the arguments, the line is a JSON object on standard output instead.
+    `brought_by` names the extra that installs what its commands import.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, brought_by: str = "edgeward", **kwargs: Any) -> None:
         kwargs.setdefault("epilog", EXIT_CODES)
         kwargs.setdefault(
             "context_settings", {"help_option_names": ["-h", "--help"], "max_content_width": 110}
         )
         super().__init__(*args, **kwargs)
+        self._brought_by = brought_by
         click.version_option(distribution_version(), prog_name=self.name)(self)
         self.add_command(_completion_command(self))
 
@@ -68,6 +81,11 @@ class Program(click.Group):
             self._fail(e, as_json="--json" in given)
         except OSError as e:
             self._fail(os_fault(e), as_json="--json" in given)
+        except ModuleNotFoundError as e:
+            package = (e.name or "").partition(".")[0]
+            if package in _OURS:
+                raise  # a mistake of ours, not of the installation
+            self._fail(_missing(package, self._brought_by), as_json="--json" in given)
         sys.exit(code if isinstance(code, int) else 0)
 
     def _fail(self, error: EdgewardError, *, as_json: bool) -> NoReturn:

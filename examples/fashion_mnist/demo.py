@@ -64,8 +64,8 @@ root = "{work}/registry/root.json"
 tcp = "127.0.0.1:{http_port}"
 
 [update]
-probation_s = 4.0
-probation_min_requests = 200
+probation_s = {probation_s}
+probation_min_requests = {probation_min_requests}
 retry_s = 2.0
 
 [telemetry]
@@ -76,8 +76,11 @@ interval_s = 2.0
 class Demo:
     """The steps share what earlier ones made."""
 
-    def __init__(self, work: Path, console: Console) -> None:
+    def __init__(
+        self, work: Path, console: Console, *, probation_s: float = 4.0, probation_min_requests: int = 200
+    ) -> None:
         self.console = console
+        self.probation = {"probation_s": probation_s, "probation_min_requests": probation_min_requests}
         self.work = work
         self.run_dir = Path("/tmp") / f"edgeward-{secrets.token_hex(4)}"  # noqa: S108 - socket paths are short
         (work / "logs").mkdir(parents=True)
@@ -96,16 +99,16 @@ class Demo:
         """The small net, for two kinds of device."""
         told = []
         for profile in ("raspberry-pi-4", "x86-64-vnni"):
-            told.append(f"{profile}: {self._optimize(HERE / 'mobilenet.onnx', profile, 1)}")
-        if self._local_profile() not in ("raspberry-pi-4", "x86-64-vnni"):
-            self._optimize(HERE / "mobilenet.onnx", self._local_profile(), 1)
+            told.append(f"{profile}: {self.optimize(HERE / 'mobilenet.onnx', profile, 1)}")
+        if self.local_profile() not in ("raspberry-pi-4", "x86-64-vnni"):
+            self.optimize(HERE / "mobilenet.onnx", self.local_profile(), 1)
         return "; ".join(told)
 
     def publish_first(self) -> str:
         """Keys, a signed registry, version 1 in it."""
         registry = self.work / "registry"
         self.processes.run("edge-fleet", "registry", "init", registry, "--keys", self.work / "keys")
-        self._publish(self._bundle("mobilenet", self._local_profile()))
+        self.publish(self.bundle("mobilenet", self.local_profile()))
         signed = sorted(p.name for p in (registry / "metadata").iterdir())
         return f"signed metadata: {', '.join(signed)}"
 
@@ -128,6 +131,7 @@ class Demo:
                 broker_port=self.broker_port,
                 registry_port=self.registry_port,
                 http_port=self.http_port,
+                **self.probation,
             )
         )
         self.processes.start("device", "edge-agent", "up", "--config", config)
@@ -138,7 +142,7 @@ class Demo:
         """Version 1 by an MQTT message; nothing served before it."""
         # There is no traffic yet, so probation ends on time with what it has seen.
         with Load(self.http_port, MODEL, self.images, self.labels, clients=1) as load:
-            self._deploy("1")
+            self.deploy("1")
         return f"committed; {load.answered} answers during probation"
 
     def classify(self) -> str:
@@ -158,12 +162,12 @@ class Demo:
 
     def swap_under_load(self) -> str:
         """The better net replaces the small one while four clients keep asking."""
-        self._optimize(HERE / "resnet8.onnx", self._local_profile(), 2)
-        self._publish(self._bundle("resnet8", self._local_profile()))
+        self.optimize(HERE / "resnet8.onnx", self.local_profile(), 2)
+        self.publish(self.bundle("resnet8", self.local_profile()))
         with Load(self.http_port, MODEL, self.images, self.labels) as load:
             time.sleep(2)
             before_s = time.monotonic()
-            self._deploy("2")
+            self.deploy("2")
             after_s = time.monotonic()
             time.sleep(2)
             end_s = time.monotonic()
@@ -177,17 +181,17 @@ class Demo:
     def refuse_wrong_weights(self) -> str:
         """Version 3: signed and whole, but not the weights that were tested."""
         broken = self._break("one-class")
-        good = self._bundle("resnet8", self._local_profile())
-        self._publish(recast(good, self.work / "wrong-weights", "3", 3, broken.read_bytes()))
-        result = self._deploy("3", expect=3)
+        good = self.bundle("resnet8", self.local_profile())
+        self.publish(recast(good, self.work / "wrong-weights", "3", 3, broken.read_bytes()))
+        result = self.deploy("3", expect=3)
         return self._rejected(result, "failed", "golden_mismatch")
 
     def revert_wrong_decisions(self) -> str:
         """Version 4: a broken net that was optimized and tested as if it were right."""
-        self._optimize(self._break("one-class"), self._local_profile(), 4)
-        self._publish(self._bundle("broken", self._local_profile()))
+        self.optimize(self._break("one-class"), self.local_profile(), 4)
+        self.publish(self.bundle("broken", self.local_profile()))
         with Load(self.http_port, MODEL, self.images, self.labels) as load:
-            result = self._deploy("4", expect=3)
+            result = self.deploy("4", expect=3)
         if load.failures:
             raise StepFailed(f"{len(load.failures)} requests failed, the first: {load.failures[0]}")
         return self._rejected(result, "reverted", "output_drift")
@@ -195,11 +199,11 @@ class Demo:
     def refuse_tampered_blob(self) -> str:
         """Version 5: one byte of its model changed in the registry after signing."""
         shuffled = self._break("shuffled").read_bytes()
-        good = self._bundle("resnet8", self._local_profile())
-        bundle = self._publish(recast(good, self.work / "tampered", "5", 5, shuffled))
+        good = self.bundle("resnet8", self.local_profile())
+        bundle = self.publish(recast(good, self.work / "tampered", "5", 5, shuffled))
         manifest = m.from_bytes((bundle / "manifest.json").read_bytes())
         flip_byte(self.work / "registry" / m.blob_path(manifest.file("model").sha256))
-        result = self._deploy("5", expect=3)
+        result = self.deploy("5", expect=3)
         return self._rejected(result, "failed", "digest_mismatch")
 
     def refuse_unsigned(self) -> str:
@@ -245,25 +249,29 @@ class Demo:
 
     # --- what the steps are made of ------------------------------------------------------------
 
-    def _optimize(self, model: Path, profile: str, release: int) -> str:
+    def optimize(self, model: Path, profile: str, release: int) -> str:
+        """Optimize a model into a bundle; says what was chosen."""
         output = self.work / "optimized" / f"{model.stem}-{profile}"
         splits = [f for s in ("calibration", "selection", "test") for f in (f"--{s}", HERE / f"{s}.npz")]
         named = ("--name", MODEL, "--model-version", release, "--release", release)
         arguments = ("run", model, "--profile", profile, *splits, *named, "--output", output, "--json")
         self.processes.run("edge-optimize", *arguments)
         report = json.loads((output / "report.json").read_text())
-        self.console.print(f"    [dim]{output.relative_to(self.work.parent.parent)}/report.html[/dim]")
+        self.console.print(f"    [dim]{output.relative_to(self.work)}/report.html[/dim]")
         return _choice(report)
 
-    def _bundle(self, stem: str, profile: str) -> Path:
+    def bundle(self, stem: str, profile: str) -> Path:
+        """Where `optimize` put it."""
         return self.work / "optimized" / f"{stem}-{profile}" / "bundle"
 
-    def _publish(self, bundle: Path) -> Path:
+    def publish(self, bundle: Path) -> Path:
+        """Sign and publish a bundle; returns it."""
         keys = ("--keys", self.work / "keys")
         self.processes.run("edge-fleet", "registry", "publish", self.work / "registry", bundle, *keys)
         return bundle
 
-    def _deploy(self, version: str, expect: int = 0) -> dict[str, Any]:
+    def deploy(self, version: str, expect: int = 0) -> dict[str, Any]:
+        """Deploy a version and follow the device; returns what it said."""
         where = ("--registry", self.work / "registry", "--keys", self.work / "keys", *self._bus())
         arguments = (
             "deploy",
@@ -323,7 +331,8 @@ class Demo:
         client.disconnect()
         client.loop_stop()
 
-    def _local_profile(self) -> str:
+    def local_profile(self) -> str:
+        """The profile of the machine this runs on."""
         if platform.machine() == "aarch64":
             return "generic-arm64"
         cpuinfo = Path("/proc/cpuinfo").read_text()
@@ -349,6 +358,7 @@ STEPS: list[tuple[str, Callable[[Demo], str]]] = [
 def main() -> int:
     """Run every step; the table at the end says which of them held."""
     console = Console(width=max(100, Console().width))
+    console.print("Files, reports among them, go to build/demo.")
     work = HERE.parent.parent / "build" / "demo"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
