@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Test processes at once.
+WORKERS ?= 2
 READY := $(VENV)/.installed $(VENV)/.system
 
 # Debian packages with the programs that the tests start: a real broker, fault injection, unit checks.
@@ -21,7 +23,7 @@ demo: $(READY) ## Watch a model go through its whole life on this machine
 
 .PHONY: test
 test: check ## Run all checks and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 .PHONY: check
 check: $(READY) ## Check format, style and types

@@ -47,6 +47,12 @@ dynamic_filters = true
 class Running(Protocol):
     """What is used of iotcore's broker."""
 
+    def start(self) -> object:
+        """Start its child and wait until it listens."""
+
+    def stop(self) -> None:
+        """End its child."""
+
     @property
     def is_running(self) -> bool:
         """Whether its child lives."""
@@ -58,12 +64,20 @@ def running(port: int) -> Iterator[tuple[int, Running]]:
 
     Raises InputRejected: the package is missing or the port is taken.
     """
-    iotcore = _package()
     port = port or _free_port()
+    broker = _started(_package(), port)
+    try:
+        yield port, broker
+    finally:
+        broker.stop()
+
+
+def _started(iotcore: ModuleType, port: int) -> Running:
+    # The configuration is needed until it listens; nothing is left behind even by a kill after that.
     with TemporaryDirectory(prefix="edge-fleet-broker-") as scratch:
         path = Path(scratch, "rumqttd.toml")
         path.write_text(_CONFIG.format(host=HOST, port=port, max_payload_bytes=MAX_PAYLOAD_BYTES))
-        broker = iotcore.Broker(config_path=str(path))
+        broker: Running = iotcore.Broker(config_path=str(path))
         try:
             broker.start()
         except OSError as e:
@@ -76,10 +90,7 @@ def running(port: int) -> Iterator[tuple[int, Running]]:
             raise TransferFailed(
                 Reason.BROKER_UNREACHABLE, f"the embedded broker did not start: {e}", "choose another --port"
             ) from e
-        try:
-            yield port, broker
-        finally:
-            broker.stop()
+        return broker
 
 
 def _package() -> ModuleType:

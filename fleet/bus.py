@@ -69,8 +69,9 @@ class Bus:
         self._address = address
         self._filters: list[str] = []
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        # Set by the first connection, or the reason why it failed; later ones are paho's to try again.
         self._connected = Event()
-        self._refusal: ReasonCode | None = None
+        self._refusal = ""
         self._lock = Lock()
         self._codes: dict[int, list[ReasonCode]] = {}
         self._answered = Event()
@@ -212,8 +213,8 @@ class Bus:
     def _await_connection(self) -> None:
         deadline = time.monotonic() + _TIMEOUT_S
         while not self._connected.wait(0.05):
-            if self._refusal is not None:
-                raise self._unreachable(f"it refused the connection: {self._refusal}")
+            if self._refusal:
+                raise self._unreachable(self._refusal)
             if time.monotonic() > deadline:
                 raise self._unreachable(f"no MQTT 5 answer within {_TIMEOUT_S:.0f} s")
 
@@ -247,16 +248,19 @@ class Bus:
         self, client: mqtt.Client, _data: Any, _flags: Any, code: ReasonCode, _properties: Any
     ) -> None:
         if code.is_failure:
-            self._refusal = code
+            self._refusal = f"it refused the connection: {code}"
+            client.disconnect()  # or paho would sleep and try again
             return
         if self._filters:
             client.subscribe(_subscription(self._filters))
         self._connected.set()
 
     def _on_disconnect(
-        self, _client: mqtt.Client, _data: Any, _flags: Any, _code: ReasonCode, _properties: Any
+        self, client: mqtt.Client, _data: Any, _flags: Any, code: ReasonCode, _properties: Any
     ) -> None:
-        self._connected.clear()
+        if not self._connected.is_set() and not self._refusal:
+            self._refusal = f"it hung up before it answered ({code}); does it want TLS or a certificate?"
+            client.disconnect()
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         correlation = getattr(message.properties, "CorrelationData", None)

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from fleet.driver import Row
     from fleet.watch import Item
 
-_COMMANDS = ("status", "rollback", "bench", "clear-rejected")
+# edge_contract.wire.CommandName, repeated so that --help need not import it.
+COMMANDS = ("status", "rollback", "bench", "clear-rejected")
 _BENCH_WAIT_S, _WAIT_S = 330.0, 60.0
 # A row that the device sent in vain comes again after half an hour at the latest.
 _GAP_AFTER_S = 3600.0
 
 
-@click.group("edge-fleet", cls=Program)
+@click.group("edge-fleet", cls=Program, brought_by="edgeward[fleet]")
 def main() -> None:
     """Publish models, roll them out to devices, watch them.
 
@@ -191,7 +192,7 @@ def watch(
 
 
 @main.command()
-@click.argument("name", type=click.Choice(_COMMANDS))
+@click.argument("name", type=click.Choice(COMMANDS))
 @click.option("--device", required=True, metavar="ID", help="The device.")
 @click.option("--arg", "pairs", multiple=True, metavar="KEY=VALUE", help="Repeat for several.")
 @options.keys

@@ -19,7 +19,7 @@ from fleet.rollout import Ended, Goal, Underway, judge, next_desired
 _STATE_WAIT_S = 5.0
 # The other retained messages of a device come with its state; this is for the last of them.
 _SETTLE_S = 0.3
-_TICK_S = 0.5
+_TICK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,48 +60,48 @@ class Deployment:
         self._pending: dict[str, wire.Desired] = {}
         self._problems: dict[str, str] = {}
         self._goals: dict[str, Goal] = {}
+        self._heard_at: dict[str, float] = {}
         self._sent_at: dict[str, float] = {}
         self.rows = {device: Row(device, Underway("reading its state")) for device in order.devices}
 
     def run(self, show: Callable[[Sequence[Row]], None]) -> list[Row]:
         """Do it; `show` gets all rows whenever something may have changed. Raises TransferFailed."""
         started = time.monotonic()
-        self._read_states(show)
-        for device in self._order.devices:
-            self._ask(device)
-        deadline = time.monotonic() + self._order.timeout_s
-        while self._open() and time.monotonic() < deadline:
-            message = self._bus.next(min(_TICK_S, deadline - time.monotonic()))
+        rows = list(self.rows.values())
+        self._bus.subscribe(
+            [t for all_ in self._topics.values() for t in (all_.state, all_.presence, all_.desired)]
+        )
+        show(rows)
+        deadline = started + self._order.timeout_s
+        while self._open() and (now := time.monotonic()) < deadline:
+            message = self._bus.next(min(_TICK_S, deadline - now))
             if message is not None:
                 self._take(message)
-            self._judge(time.monotonic() - started)
-            show(list(self.rows.values()))
+            self._ask_or_judge(time.monotonic(), started)
+            show(rows)
         for row in self._open():
             row.view = self._no_answer(row)
-        show(list(self.rows.values()))
-        return list(self.rows.values())
+        show(rows)
+        return rows
 
     def _open(self) -> list[Row]:
         return [row for row in self.rows.values() if not isinstance(row.view, Ended)]
 
-    def _read_states(self, show: Callable[[Sequence[Row]], None]) -> None:
-        self._bus.subscribe(
-            [t for topics in self._topics.values() for t in (topics.state, topics.presence, topics.desired)]
-        )
-        show(list(self.rows.values()))
-        deadline = time.monotonic() + _STATE_WAIT_S
-        while (left_s := deadline - time.monotonic()) > 0:
-            message = self._bus.next(left_s)
-            if message is not None:
-                self._take(message)
-            if len(self._states) == len(self.rows):
-                deadline = min(deadline, time.monotonic() + _SETTLE_S)
+    def _ask_or_judge(self, now: float, started: float) -> None:
+        """A device is asked once its report and what was retained with it are here, whatever others do."""
+        for row in self._open():
+            row.seconds = now - started
+            if row.device in self._goals:
+                waited_s = now - self._sent_at[row.device]
+                row.view = judge(self._goals[row.device], self._states[row.device], waited_s)
+            elif row.device in self._states:
+                if now - self._heard_at[row.device] >= _SETTLE_S:
+                    self._ask(row, self._states[row.device])
+            elif row.device in self._problems or now - started >= _STATE_WAIT_S:
+                row.view = Ended("no_state", Reason.NOT_FOUND, self._why_no_state(row.device))
 
-    def _ask(self, device: str) -> None:
-        row, state = self.rows[device], self._states.get(device)
-        if state is None:
-            row.view = Ended("no_state", Reason.NOT_FOUND, self._why_no_state(device))
-            return
+    def _ask(self, row: Row, state: wire.State) -> None:
+        device = row.device
         now_ms = time.time_ns() // 1_000_000
         desired = next_desired(
             self._order.model,
@@ -132,7 +132,9 @@ class Deployment:
         )
 
     def _no_answer(self, row: Row) -> Ended:
-        state = self._states[row.device]
+        state = self._states.get(row.device)
+        if state is None:
+            return Ended("no_state", Reason.NOT_FOUND, self._why_no_state(row.device))
         last = row.view.state if isinstance(row.view, Underway) else ""
         return Ended(
             "no_answer",
@@ -150,12 +152,15 @@ class Deployment:
             if kind == "up/state":
                 self._states[row.device] = wire.decode(message.payload, wire.State)
                 row.version = self._version(self._states[row.device])
+                self._heard_at.setdefault(row.device, time.monotonic())
             elif kind == "up/presence":
                 row.presence = wire.decode(message.payload, wire.Presence).status
             elif kind == "down/desired":
                 self._take_pending(row.device, message.payload)
         except MessageRejected as e:
-            self._problems[row.device] = e.what
+            # A desired state that no operator signed, or a presence we cannot read, decides nothing.
+            if kind == "up/state":
+                self._problems[row.device] = e.what
 
     def _take_pending(self, device: str, envelope: bytes) -> None:
         """Remember the desired state that waits on the broker, if an operator signed it for this device."""
@@ -168,12 +173,6 @@ class Deployment:
 
     def _version(self, state: wire.State) -> str | None:
         return next((m.version for m in state.models if m.name == self._order.model.name), None)
-
-    def _judge(self, seconds: float) -> None:
-        for row in self._open():
-            row.seconds = seconds
-            waited_s = time.monotonic() - self._sent_at[row.device]
-            row.view = judge(self._goals[row.device], self._states[row.device], waited_s)
 
 
 def check_operator(operators: wire.Operators, key: Ed25519PrivateKey) -> None:

@@ -146,7 +146,9 @@ class Inventory:
         try:
             yield
         except BaseException:
-            self._db.execute("ROLLBACK")
+            # SQLite has done it already when the disk is full.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
 
@@ -155,8 +157,9 @@ class Inventory:
         try:
             yield
         except sqlite3.Error as e:
+            full = e.sqlite_errorname == "SQLITE_FULL"
             raise StorageFault(
-                Reason.STORAGE_FAULT,
+                Reason.DISK_FULL if full else Reason.STORAGE_FAULT,
                 f"{self._path}: {e}",
-                "name a writable database of edge-fleet with --db, and check the disk's free space",
+                "free space and run it again" if full else "name a writable database of edge-fleet with --db",
             ) from e

@@ -8,7 +8,7 @@ import msgspec
 
 from edge_contract import canonical, wire
 from fleet.inventory import Progress
-from fleet.render import at, clean
+from fleet.render import at, clean, size
 from fleet.watch import Item, Seen, Turned, Unreadable
 
 
@@ -71,10 +71,21 @@ def _event(event: wire.Event) -> str:
 
 
 def _telemetry(telemetry: wire.Telemetry) -> str:
-    device = " ".join(f"{key}={value:.4g}" for key, value in telemetry.device.items() if value is not None)
+    device = " ".join(_metric(key, value) for key, value in telemetry.device.items() if value is not None)
     models = "".join(
         f" | {m.name}@{m.version} {m.rate_per_s:.4g}/s {m.errors} errors"
         f"{'' if m.p95_ms is None else f' p95 {m.p95_ms:.4g} ms'}"
         for m in telemetry.models
     )
     return f"telemetry {device}{models}"
+
+
+def _metric(key: str, value: float) -> str:
+    """`disk_free_bytes` 8.1e10 → `disk_free=75.2 GiB`; the unit is in the name's last part."""
+    for suffix, unit in (("_bytes_per_s", "/s"), ("_bytes", "")):
+        if key.endswith(suffix):
+            return f"{key.removesuffix(suffix)}={size(round(value))}{unit}"
+    for suffix, unit in (("_percent", " %"), ("_c", " °C"), ("_s", " s")):
+        if key.endswith(suffix):
+            return f"{key.removesuffix(suffix)}={value:.0f}{unit}"
+    return f"{key}={value:.3g}"

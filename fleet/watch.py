@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from threading import Event
 
 from edge_contract import canonical, wire
 from edge_contract.errors import MessageRejected
 from fleet.bus import Bus, Message
 from fleet.inventory import Inventory, Progress, Stream
+from fleet.lifetime import Stop
 from fleet.roster import is_stale
 
 _TICK_S = 0.5
@@ -65,7 +65,7 @@ class Watcher:
         self._topics = wire.Topics(tenant, device or "+")
         self._sessions: dict[str, int] = {}
 
-    def run(self, limits: Limits, stop: Event, show: Callable[[Item], None]) -> None:
+    def run(self, limits: Limits, stop: Stop, show: Callable[[Item], None]) -> None:
         """Until a limit is reached or `stop` is set. Raises TransferFailed, StorageFault."""
         self._bus.subscribe([self._topics.event, self._topics.telemetry, self._topics.presence])
         deadline = None if limits.for_s is None else time.monotonic() + limits.for_s

@@ -144,6 +144,7 @@ def _misses(candidate: Scored, rules: Rules) -> list[_Miss]:
     found = [
         _accuracy_miss(candidate.accuracy, rules),
         _over("file", candidate.measured.size_bytes, rules.profile.budget.size_bytes, text.size),
+        _fp16_miss(candidate, rules.profile),
         _over("peak memory", candidate.measured.peak_rss_bytes, rules.profile.budget.memory_bytes, text.size),
     ]
     if machine_gap(rules) is None:
@@ -180,8 +181,15 @@ def _speed_miss(candidate: Scored) -> _Miss | None:
     return _Miss(f"slower than FP32: {_times(ratio)} its latency", ratio - 1)
 
 
+def _fp16_miss(candidate: Scored, profile: Profile) -> _Miss | None:
+    """Without kernels for it the runtime computes in FP32 between conversions: at best as fast, by luck."""
+    if candidate.family != "fp16" or profile.quantization.fp16:
+        return None
+    return _Miss("the profile says that its device has no FP16 kernels", 1.0)
+
+
 def _preference_miss(candidate: Scored, profile: Profile) -> _Miss | None:
-    if candidate.family in _order(profile):
+    if candidate.family in _order(profile) or _fp16_miss(candidate, profile):
         return None
     return _Miss(f"the profile does not name {candidate.family} among what its device prefers", 1.0)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
 
 from edge_contract.console import Program, json_option, print_json
+from edge_contract.errors import InputRejected, Reason
 
 # Only said to exist by the optimizer itself, so that a missing file ends like any other bad input.
 FILE = click.Path(path_type=Path)
@@ -22,12 +24,12 @@ def _complete_profile(_ctx: click.Context, _param: click.Parameter, incomplete: 
     return found or [CompletionItem(incomplete, type="file")]
 
 
-@click.group("edge-optimize", cls=Program)
+@click.group("edge-optimize", cls=Program, brought_by="edgeward[optimizer]")
 def main() -> None:
     """Find the smallest, fastest form of a model that keeps its accuracy on a kind of device."""
 
 
-@main.command()
+@main.command(short_help="Optimize a model for a device profile.")
 @click.argument("model", type=FILE)
 @click.option(
     "--profile",
@@ -93,6 +95,7 @@ def run(
     Each NPZ holds one array for each model input, under its name, and `label` with class indices for top1.
     The three must not share a sample.
     """
+    _require_extra("numpy", "onnx", "onnxruntime", "onnxconverter_common", "matplotlib", "jinja2", "rich")
     from optimizer import measure, progress, table
     from optimizer.request import Request
     from optimizer.run import optimize, refusal
@@ -131,12 +134,26 @@ def run(
 @json_option
 def profiles(as_json: bool) -> None:
     """List the device profiles that come with edgeward."""
+    _require_extra("rich")
     import msgspec
 
-    from optimizer import profile, table
+    from optimizer import profile
 
     found = [profile.load(name) for name in profile.names()]
     if as_json:
         print_json({"ok": True, "profiles": msgspec.to_builtins(found)})
     else:
-        table.print_profiles(found)
+        from optimizer import shelf
+
+        shelf.print_profiles(found)
+
+
+def _require_extra(*modules: str) -> None:
+    """The base install is a device's; what building needs comes with an extra. Raises InputRejected."""
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise InputRejected(
+            Reason.RUNTIME_MISSING,
+            f"this needs {', '.join(missing)}, not installed here",
+            "install edgeward[optimizer] in this environment",
+        )

@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_contract.errors import Reason
 from edge_contract.manifest import Tensor
-from optimizer import child
+from optimizer.child import Children
 from optimizer.data import Array
 from optimizer.worker import Evaluate, Evaluated, Fault
 
@@ -27,7 +27,7 @@ class Inference:
 
 
 def infer(
-    model: Path, inputs: dict[str, str], *, batch: int | None, singly: bool, timeout_s: float
+    children: Children, model: Path, inputs: dict[str, str], *, batch: int | None, singly: bool
 ) -> Inference | Fault:
     """Outputs of `model` over `inputs` (input name → `.npy` file).
 
@@ -37,7 +37,7 @@ def infer(
     chunk = batch or (1 if singly else CHUNK)
     with tempfile.TemporaryDirectory(prefix="edge-optimize-outputs-") as folder:
         task = Evaluate(str(model), inputs, chunk, batch is not None, folder)
-        result = child.run(task, timeout_s)
+        result = children.run(task)
         if isinstance(result, Fault):
             return result
         if not isinstance(result, Evaluated):

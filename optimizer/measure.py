@@ -6,10 +6,12 @@ The optimizer never times a model itself.
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from edge_contract import canonical
@@ -21,6 +23,7 @@ from optimizer.text import first_line
 ROUNDS = 15
 ROUND_S = 0.04
 _POLL_S = 0.2
+_GRACE_S = 3.0
 # A process that imports the runtime and loads a small model.
 _START_S = 0.7
 _LIMIT_BYTES = 4 << 20
@@ -98,7 +101,16 @@ def _run(command: list[str], limit_s: float, waiting: Callable[[float], None]) -
                 else:
                     return process.returncode, output, errors
         finally:
-            process.kill()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask first: the benchmark has processes of its own to end."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_S)
+    process.kill()
 
 
 def _failed(what: str) -> Refused:

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from optimizer import plot, text
+from optimizer import plot, text, words
 from optimizer.choose import REFERENCE, Broken, Choice, Scored
 from optimizer.report import Report
 
@@ -35,7 +35,7 @@ def render(report: Report) -> str:
         size=text.size,
         ms=text.milliseconds,
         is_choice=isinstance(report.outcome, Choice),
-        test=_test_words(report),
+        test=words.test_sentence(report),
     )
 
 
@@ -101,22 +101,3 @@ def _row(report: Report, candidate: Scored | Broken) -> dict[str, Any]:
             "size": text.size(measured.size_bytes),
         }
     return row
-
-
-def _test_words(report: Report) -> str:
-    return test_sentence(report) if report.test is not None else "not scored: nothing was chosen"
-
-
-def test_sentence(report: Report) -> str:
-    """The one score on the test split, in words; empty where nothing was chosen."""
-    test = report.test
-    if test is None:
-        return ""
-    score = text.share(test.value, points=report.points)
-    reference = text.share(test.fp32_value, points=report.points)
-    lost = text.drop(test.drop, points=report.points)
-    sentence = f"{report.metric} {score} on {test.samples} test samples (FP32 {reference}, drop {lost})"
-    if test.drop > report.max_drop:
-        allowed = text.drop(report.max_drop, points=report.points)
-        sentence += f": more than the {allowed} that the selection split was held to"
-    return sentence

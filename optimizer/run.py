@@ -9,7 +9,6 @@ import datetime
 import shutil
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +55,10 @@ def _score_once(place: Workplace, outcome: Choice | Refusal, tried: dict[str, Tr
     if isinstance(outcome, Refusal):
         return None
     split = place.checked.test
-    names = dict.fromkeys([REFERENCE, outcome.name])
-    place.steps.begin("scoring the chosen one on the test split", 1)
-    with ThreadPoolExecutor() as pool:
-        results = dict(zip(names, pool.map(lambda n: _infer(place, tried[n], split), names), strict=True))
+    names = list(dict.fromkeys([REFERENCE, outcome.name]))
+    place.steps.begin("scoring the chosen one on the test split", len(names))
+    inferences = place.children.map(lambda n: _infer(place, tried[n], split), names, place.steps.reach)
+    results = dict(zip(names, inferences, strict=True))
     scored = search.accuracy(place.checked, split, results[REFERENCE], results[outcome.name])
     place.steps.end(f"{split.samples} samples")
     return scored
@@ -196,7 +195,7 @@ def _golden(place: Workplace, tried: Tried) -> dict[str, np.ndarray[Any, Any]]:
         path = place.scratch / f"golden-{i}.npy"
         np.save(path, value)
         paths[name] = str(path)
-    result = evaluate.infer(tried.path, paths, batch=place.batch, singly=True, timeout_s=place.timeout_s)
+    result = evaluate.infer(place.children, tried.path, paths, batch=place.batch, singly=True)
     if isinstance(result, Fault):
         raise Refused(
             Reason.CANDIDATE_CRASHED,

@@ -6,12 +6,12 @@ It runs models for their outputs and builds quantized ones. It measures nothing:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from edge_contract.errors import Reason
@@ -22,6 +22,10 @@ from optimizer.text import first_line
 
 if TYPE_CHECKING:  # costs a third of a second, and most child processes only run a model
     import onnx
+
+# Unless told before it is imported, it writes a device id and a database below the home directory.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -43,7 +47,7 @@ _DATATYPES: dict[str, Datatype] = {
     "tensor(double)": "FP64",
 }
 
-# Off before the first session: it would otherwise write a device id below the home directory.
+# For versions that do not know the variable.
 onnxruntime.disable_telemetry_events()
 onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
 

@@ -5,8 +5,6 @@ Every model runs in a child process (child.py, measure.py). What the figures mea
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +14,9 @@ import onnx
 
 from edge_contract.bench import BenchReport, Failed, Measured
 from edge_contract.errors import InputRejected, Reason
-from optimizer import bundle, child, data, evaluate, measure, metric, recipes, worker
+from optimizer import bundle, data, evaluate, measure, metric, recipes, worker
 from optimizer.artifact import describe
+from optimizer.child import Children
 from optimizer.choose import REFERENCE, Accuracy, Broken, Candidate, Scored
 from optimizer.data import Split
 from optimizer.evaluate import Inference
@@ -33,17 +32,13 @@ Inputs = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """A run at work: the request, a scratch folder, the splits' inputs in it, and whom to tell."""
+    """A run at work: the request, a scratch folder with the splits' inputs, its processes, whom to tell."""
 
     checked: Checked
     scratch: Path
     inputs: dict[str, Inputs]
+    children: Children
     steps: Steps
-
-    @property
-    def timeout_s(self) -> float:
-        """Limit of each child process."""
-        return self.checked.request.timeout_s
 
     @property
     def batch(self) -> int | None:
@@ -81,7 +76,8 @@ class Found:
 def workplace(checked: Checked, scratch: Path, steps: Steps) -> Workplace:
     """Lay the splits' inputs out as plain arrays, which child processes map instead of unpacking."""
     splits = (checked.calibration, checked.selection, checked.test)
-    return Workplace(checked, scratch, {s.name: _store(s, scratch) for s in splits}, steps)
+    inputs: dict[str, Inputs] = {s.name: _store(s, scratch) for s in splits}
+    return Workplace(checked, scratch, inputs, Children(checked.request.timeout_s), steps)
 
 
 def clean_up(place: Workplace) -> Clean:
@@ -99,7 +95,7 @@ def clean_up(place: Workplace) -> Clean:
             marker=str(marker),
             crashed=crashed,
         )
-        result = child.run(task, place.timeout_s)
+        result = place.children.run(task)
         if isinstance(result, worker.Cleaned):
             break
         culprit = marker.read_text(encoding="utf-8")
@@ -117,15 +113,14 @@ def search(place: Workplace, clean: Clean) -> Found:
     tried: dict[str, Tried] = {}
     broken: dict[str, Broken] = {}
     place.steps.begin("building and checking candidates", len(clean.plan.recipes))
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        futures = [pool.submit(_try, place, clean.path, recipe) for recipe in clean.plan.recipes]
-        for done, future in enumerate(as_completed(futures), start=1):
-            result = future.result()
-            if isinstance(result, Tried):
-                tried[result.recipe.name] = result
-            else:
-                broken[result.name] = result
-            place.steps.reach(done)
+    results = place.children.map(
+        lambda recipe: _try(place, clean.path, recipe), clean.plan.recipes, place.steps.reach
+    )
+    for result in results:
+        if isinstance(result, Tried):
+            tried[result.recipe.name] = result
+        else:
+            broken[result.name] = result
     place.steps.end(f"{len(tried)} of {len(clean.plan.recipes)} are usable")
     if REFERENCE in broken:
         raise _unusable(place.checked, Fault(broken[REFERENCE].reason, broken[REFERENCE].what))
@@ -149,7 +144,7 @@ def infer(place: Workplace, tried_path: Path, recipe: Recipe, split: Split) -> I
     """A candidate's outputs over `split`."""
     singly = recipe.family == "dynamic_int8"
     return evaluate.infer(
-        tried_path, place.inputs[split.name], batch=place.batch, singly=singly, timeout_s=place.timeout_s
+        place.children, tried_path, place.inputs[split.name], batch=place.batch, singly=singly
     )
 
 
@@ -157,7 +152,7 @@ def _try(place: Workplace, clean: Path, recipe: Recipe) -> Tried | Broken:
     """Build a candidate in one process, load and run it from its file in another."""
     target = place.scratch / f"{recipe.name}.onnx"
     task = worker.Build(str(clean), recipe, place.inputs["calibration"], place.batch, str(target))
-    built = child.run(task, place.timeout_s)
+    built = place.children.run(task)
     if isinstance(built, Fault):
         return _broken(recipe, "build", built)
     inference = infer(place, target, recipe, place.checked.selection)
@@ -226,7 +221,7 @@ def _bench(place: Workplace, models: list[Path]) -> BenchReport:
         models,
         sample,
         threads=place.checked.profile.session.threads,
-        timeout_s=place.timeout_s,
+        timeout_s=place.children.timeout_s,
         waiting=place.steps.reach,
     )
     place.steps.end(f"{len(models)} models, {report.rounds} rounds in turn, {report.threads} thread(s)")

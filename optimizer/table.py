@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from edge_contract.profile import Profile
-from optimizer import output, page, text
+from optimizer import output, terminal, text, words
 from optimizer.choose import Choice, Scored, Verdict
 from optimizer.report import Report
 
-# Where standard output is no terminal, rich assumes 80 columns, too few for the reasons.
-_WIDTH = 140
 _STYLES = {"won": "bold green", "lost": "", "failed": "red"}
 
 
 def print_report(report: Report, folder: Path) -> None:
     """The whole outcome on standard output."""
-    console = _console()
+    console = terminal.console()
     console.print(_candidates(report))
     for item in report.omitted:
         console.print(f"not built: {item.name}, {item.why}", markup=False)
@@ -28,7 +23,7 @@ def print_report(report: Report, folder: Path) -> None:
         console.print(gap_sentence(report, folder), markup=False)
     if isinstance(report.outcome, Choice):
         console.print(f"chosen: {report.outcome.name}, {report.outcome.why}", markup=False, style="bold")
-        console.print(f"test: {page.test_sentence(report)}", markup=False)
+        console.print(f"test: {words.test_sentence(report)}", markup=False)
         console.print(f"bundle: {folder / output.BUNDLE}", markup=False)
     console.print(f"report: {folder / output.REPORT_HTML}", markup=False)
 
@@ -42,28 +37,6 @@ def gap_sentence(report: Report, folder: Path) -> str:
         f" to rank by latency, copy {folder / output.CANDIDATES} to the device and run there:"
         f" edge-agent bench --threads {report.profile.session.threads} {names}"
     )
-
-
-def print_profiles(profiles: list[Profile]) -> None:
-    """The shipped profiles."""
-    table = Table("profile", "what it is", "runtime", "needs", "threads", "budgets", "prefers")
-    for profile in profiles:
-        budget = profile.budget
-        limits = [
-            f"p95 {text.milliseconds(budget.latency_p95_ms)}" if budget.latency_p95_ms else "",
-            f"memory {text.size(budget.memory_bytes)}" if budget.memory_bytes else "",
-            f"size {text.size(budget.size_bytes)}" if budget.size_bytes else "",
-        ]
-        table.add_row(
-            profile.name,
-            profile.title,
-            profile.runtime,
-            f"{profile.architecture} {' '.join(profile.isa)}",
-            str(profile.session.threads),
-            ", ".join(filter(None, limits)),
-            " > ".join(profile.quantization.prefer),
-        )
-    _console().print(table)
 
 
 def _candidates(report: Report) -> Table:
@@ -97,7 +70,3 @@ def _figures(report: Report, candidate: Scored) -> list[str]:
 def _verdict_cell(verdict: Verdict) -> str:
     # The winner's reason is the sentence below the table.
     return "won" if verdict.outcome == "won" else f"{verdict.outcome}: {verdict.why}"
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)

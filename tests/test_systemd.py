@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.config import Config, host_port
+from edge_agent.config import Config, host_port, load
 from edge_agent.layout import Layout
 from edge_agent.serving import sockets
 
@@ -120,6 +120,10 @@ def test_the_threshold_would_catch_a_loose_unit(tmp_path: Path) -> None:
 # --- services ---
 
 
+def test_the_example_configuration_is_one() -> None:
+    assert load(UNITS / "agent.toml").state_dir == DEFAULTS.state_dir
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service_starts_a_command_that_exists(name: str) -> None:
     program, command = one(read(name), "Service", "ExecStart").split()
@@ -137,8 +141,10 @@ def test_a_service_is_watched_limited_and_started_again(name: str) -> None:
     assert one(unit, "Service", "Restart") == "always"
     # After the limit the retry timer takes over: the device is out of reach otherwise.
     assert one(unit, "Unit", "OnFailure") == "edge-retry@%N.timer"
-    assert seconds(one(unit, "Unit", "StartLimitIntervalSec")) > 0
-    assert one(read("edge-retry@.timer"), "Timer", "Unit") == "%i.service"
+    retry = read("edge-retry@.timer")
+    assert one(retry, "Timer", "Unit") == "%i.service"
+    limit_s = seconds(one(unit, "Unit", "StartLimitIntervalSec"))
+    assert 0 < limit_s < seconds(one(retry, "Timer", "OnActiveSec"))
 
 
 def test_the_start_counter_acts_before_systemd_gives_up() -> None:

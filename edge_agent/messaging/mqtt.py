@@ -218,6 +218,7 @@ def _leave_to_the_loop(client: paho.Client, userdata: Any, sock: Any) -> None:
 
 
 def _set_tls(client: paho.Client, config: Broker) -> None:
+    given = [path for path in (config.tls_ca, config.tls_cert, config.tls_key) if path]
     try:
         client.tls_set(
             ca_certs=config.tls_ca,
@@ -228,7 +229,7 @@ def _set_tls(client: paho.Client, config: Broker) -> None:
     except (OSError, ValueError) as e:
         raise InputRejected(
             Reason.BAD_CONFIG,
-            f"[broker] tls_ca, tls_cert or tls_key cannot be used: {e}",
+            f"[broker] {' or '.join(given)} cannot be used: {e}",
             "name PEM files that this user can read",
         ) from e
 

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import itertools
+import queue
+import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edge_contract.errors import Reason, RequestRejected
 
@@ -54,20 +54,44 @@ class Admission:
         self.inside -= 1
 
 
+class _Job:
+    """One piece of work. Whoever claims it first, a worker or the caller who gives up, owns it."""
+
+    __slots__ = ("_unclaimed", "done", "result", "work")
+
+    def __init__(
+        self, work: Callable[[], Any], done: Callable[[], None], result: asyncio.Future[Any]
+    ) -> None:
+        self.work, self.done, self.result = work, done, result
+        self._unclaimed = [True]
+
+    def claim(self) -> bool:
+        """True once."""
+        try:
+            return self._unclaimed.pop()  # atomic, and cheaper than a lock
+        except IndexError:
+            return False
+
+
 class Workers:
     """Threads that run inferences.
 
-    Invariants: every method is called on the event loop. A place is held until its thread has really
-    finished, not until its caller gave up; so a hung model cannot pile up work behind it. `done` of
-    every call is called exactly once, on the loop, when nothing of the call runs any more.
+    Invariants: every public method is called on the event loop. A place is held until its thread has
+    really finished, not until its caller gave up; so a hung model cannot pile up work behind it. `done`
+    of every call is called exactly once, on the loop, when nothing of the call runs any more.
+
+    Not a ThreadPoolExecutor: that one costs twice as much per call, and joins its threads at exit, which
+    a run that hangs would turn into a process that hangs.
     """
 
     def __init__(self, workers: int, max_queue: int) -> None:
-        self._pool = concurrent.futures.ThreadPoolExecutor(workers, "inference")
         self._size = workers
         self._admission = Admission(workers, max_queue)
-        self._tickets = itertools.count()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._since_s: dict[int, float] = {}
+        self._loop = asyncio.get_running_loop()
+        for number in range(workers):
+            threading.Thread(target=self._serve, args=(number,), name=f"worker-{number}", daemon=True).start()
 
     @property
     def waiting(self) -> int:
@@ -89,9 +113,12 @@ class Workers:
         except RequestRejected:
             done()
             raise
-        future = self._submit(work, done)
+        job = _Job(work, done, self._loop.create_future())
+        self._jobs.put(job)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                result: T = await job.result
+                return result
         except TimeoutError as e:
             raise RequestRejected(
                 504,
@@ -99,6 +126,9 @@ class Workers:
                 f"no answer within {timeout_s:g} s",
                 "retry later; if it stays so, the model is too slow for this device or the load too high",
             ) from e
+        finally:
+            if job.claim():  # given up before a worker took it: it never runs
+                self._leave(job)
 
     def stuck(self, limit_s: float) -> bool:
         """Whether every worker has been in one run for more than `limit_s`."""
@@ -111,23 +141,35 @@ class Workers:
         return not self._since_s
 
     def close(self) -> None:
-        """Take no more work; does not wait for a run that hangs."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the threads; does not wait for a run that hangs."""
+        for _ in range(self._size):
+            self._jobs.put(None)
 
-    def _submit(self, work: Callable[[], T], done: Callable[[], None]) -> concurrent.futures.Future[T]:
-        loop = asyncio.get_running_loop()
+    def _leave(self, job: _Job) -> None:
+        self._admission.leave()
+        job.done()
 
-        def leave() -> None:
-            self._admission.leave()
-            done()
+    def _serve(self, number: int) -> None:
+        """A worker thread's life."""
+        while (job := self._jobs.get()) is not None:
+            if not job.claim():
+                continue
+            self._since_s[number] = time.monotonic()
+            try:
+                outcome: tuple[Any, BaseException | None] = (job.work(), None)
+            except BaseException as e:  # noqa: BLE001 - it is the caller's, whatever it is
+                outcome = (None, e)
+            del self._since_s[number]
+            try:
+                self._loop.call_soon_threadsafe(self._finish, job, *outcome)
+            except RuntimeError:
+                return  # the loop is closed: the process ends, and nobody waits for this
 
-        future = self._pool.submit(self._timed, next(self._tickets), work)
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(leave))
-        return future
-
-    def _timed(self, ticket: int, work: Callable[[], T]) -> T:
-        self._since_s[ticket] = time.monotonic()
-        try:
-            return work()
-        finally:
-            del self._since_s[ticket]
+    def _finish(self, job: _Job, result: Any, error: BaseException | None) -> None:
+        self._leave(job)
+        if job.result.done():
+            return  # the caller gave up meanwhile
+        if error is None:
+            job.result.set_result(result)
+        else:
+            job.result.set_exception(error)

@@ -74,8 +74,11 @@ def _first(path: Path, arrays: Mapping[str, Array], tensor: Tensor) -> Array:
     return value
 
 
-def golden_samples(path: Path, manifest: Manifest) -> list[Golden]:
-    """All golden samples, in order. Raises BundleRejected when the file is not what the manifest says."""
+def golden_samples(path: Path, manifest: Manifest, most: int | None = None) -> list[Golden]:
+    """The golden samples in order, all or the first `most`.
+
+    Raises BundleRejected when the file is not what the manifest says.
+    """
     try:
         arrays = read_npz(path)
     except ArchiveFault as e:
@@ -85,7 +88,7 @@ def golden_samples(path: Path, manifest: Manifest) -> list[Golden]:
             {t.name: _golden(arrays, "input", t, i) for t in manifest.inputs},
             {t.name: _golden(arrays, "output", t, i) for t in manifest.outputs},
         )
-        for i in range(manifest.golden.samples)
+        for i in range(manifest.golden.samples)[:most]
     ]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from edge_agent.serving import arrays, reference, rusage, timing
-from edge_agent.serving.backends.base import Loaded, Spec, open_model
+from edge_agent.serving.backends.base import Loaded, Spec, open_model, prepare
 from edge_agent.serving.tensors import Array, synthetic
 from edge_contract.console import error_dict
 from edge_contract.errors import EdgewardError
@@ -52,6 +52,7 @@ class Worker:
 
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:
         spec = Spec(Path(request["model"]), request["runtime"], request["threads"], request["spinning"])
+        prepare(spec.runtime)
         begun_s = time.perf_counter()
         self._model = open_model(spec)
         load_ms = (time.perf_counter() - begun_s) * 1000

@@ -44,7 +44,7 @@ def open_version(layout: Layout, name: str, digest: str) -> Opened:
     package.check_sizes(stored)
     opened = open_package(stored, stored.model)
     try:
-        _warm_up(opened, arrays.golden_samples(stored.golden, stored.manifest)[0])
+        _warm_up(opened, arrays.golden_samples(stored.golden, stored.manifest, 1)[0])
     except BundleRejected:
         opened.model.close()
         raise

@@ -11,6 +11,7 @@ import concurrent.futures
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from edge_agent import files
@@ -21,7 +22,7 @@ from edge_agent.serving.metrics import VersionCounters
 from edge_agent.serving.starts import Starts
 from edge_agent.serving.version import Version
 from edge_contract import canonical
-from edge_contract.errors import EdgewardError, Reason, RequestRejected
+from edge_contract.errors import DeviceUnfit, EdgewardError, Reason, RequestRejected, StorageFault
 from edge_contract.manifest import Name
 
 _log = logging.getLogger("edge_agent.serving")
@@ -60,7 +61,7 @@ class ModelSet:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._starts = Starts(layout.starts)
         self._loader = concurrent.futures.ThreadPoolExecutor(1, "loader")
-        self._loading = 0
+        self._loading = False
         self.started = False
 
     async def start(self) -> None:
@@ -138,17 +139,20 @@ class ModelSet:
 
     @property
     def busy(self) -> bool:
-        """Whether a load is under way, which cannot be interrupted."""
-        return self._loading > 0
+        """Whether the loading thread is in a load, which cannot be interrupted."""
+        return self._loading
 
     def close(self) -> None:
-        """Load nothing more."""
+        """The process ends: load nothing more, and leave what is draining to the end of the process."""
+        for slot in self._slots.values():
+            if slot.draining is not None:
+                slot.draining.cancel()
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     def _names(self) -> list[str]:
         folder = self._layout.models
         names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-        return sorted(n for n in names if _is_name(n) and files.link_target(self._layout.current(n)))
+        return sorted(n for n in names if _is_name(n) and _target(self._layout.current(n)))
 
     def _named(self, name: str) -> str:
         digest = files.link_target(self._layout.current(name))
@@ -163,7 +167,7 @@ class ModelSet:
 
     async def _start(self, name: str) -> None:
         links = (self._layout.current(name), self._layout.previous(name))
-        digests = list(dict.fromkeys(d for d in map(files.link_target, links) if d))
+        digests = list(dict.fromkeys(d for d in map(_target, links) if d))
         slot = self._slots[name] = _Slot(digest=digests[0])
         for digest in digests:
             outcome = await self._try_start(name, digest)
@@ -205,12 +209,21 @@ class ModelSet:
         return self._flip(slot, opened)
 
     async def _open(self, name: str, digest: str) -> Opened:
-        self._loading += 1
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._loader, self._open_now, name, digest)
+
+    def _open_now(self, name: str, digest: str) -> Opened:
+        self._loading = True
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._loader, open_version, self._layout, name, digest)
+            return open_version(self._layout, name, digest)
+        except MemoryError as e:
+            raise DeviceUnfit(
+                Reason.MEMORY_TOO_SMALL,
+                f"{name} {digest[:12]} does not fit into memory beside what runs",
+                "deploy a smaller version, or serve fewer models on this device",
+            ) from e
         finally:
-            self._loading -= 1
+            self._loading = False
 
     def _flip(self, slot: _Slot, opened: Opened) -> Version:
         new = Version(opened)
@@ -245,6 +258,15 @@ def _entry(name: str, slot: _Slot) -> dict[str, str]:
         "detail": slot.note.detail if slot.note else "",
         "digest": slot.digest,
     }
+
+
+def _target(link: Path) -> str | None:
+    """The digest a link names. One that cannot be read must not keep other models from starting."""
+    try:
+        return files.link_target(link)
+    except StorageFault as e:
+        _log.error("%s", e)
+        return None
 
 
 def _unknown(what: str, next_step: str) -> RequestRejected:

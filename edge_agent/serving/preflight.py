@@ -15,7 +15,7 @@ from typing import Any
 
 from edge_agent.serving import golden, package, reference, rusage, timing
 from edge_agent.serving.arrays import Golden, golden_samples
-from edge_agent.serving.backends.base import Loaded
+from edge_agent.serving.backends.base import Loaded, prepare
 from edge_agent.serving.durations import percentile_ms
 from edge_agent.serving.loader import Opened, open_package
 from edge_agent.serving.tensors import Array
@@ -54,6 +54,7 @@ def run(folder: Path, latency_factor: float = 5.0) -> Verdict:
     runtime is not installed, StorageFault when it cannot be read.
     """
     stored = package.read(folder)
+    prepare(stored.manifest.runtime)
     try:
         package.check_digests(stored)
         samples = golden_samples(stored.golden, stored.manifest)

@@ -54,11 +54,15 @@ async def _serve(config: Config, listeners: sockets.Listeners) -> bool:
         int(time.time() * 1000),
     )
     stop = asyncio.Event()
+
+    def told_to_stop() -> None:
+        sdnotify.notify(sdnotify.STOPPING)
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, told_to_stop)
     if await _load_all(service, stop):
         await _serve_until(stop, service, listeners, begun_s)
-    sdnotify.notify(sdnotify.STOPPING)
     service.workers.close()
     service.models.close()
     _log.info("stopped")
@@ -97,7 +101,6 @@ async def _serve_until(
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((stopping, *running), return_when=asyncio.FIRST_COMPLETED)
     service.stopping = True
-    sdnotify.notify(sdnotify.STOPPING)
     for server in servers:
         server.stop()
     await asyncio.gather(*running)

@@ -58,17 +58,23 @@ def open_all(config: Config, environ: Mapping[str, str] | None = None) -> Listen
     """
     layout = Layout(config)
     passed = inherited(os.environ if environ is None else environ)
-    by_role: dict[str, list[socket.socket]] = {role: passed.get(role, []) for role in ROLES}
+    by_role = {role: passed.get(role, []) for role in ROLES}
     own: list[Path] = []
-    if not by_role[HTTP]:
-        by_role[HTTP] = [_bind_tcp(config.serving.tcp)]
-    for role, path, mode in (
-        (LOCAL, layout.inference_socket, 0o660),
-        (CONTROL, layout.control_socket, 0o600),
-    ):
-        if not by_role[role]:
-            by_role[role] = [_bind_unix(path, mode)]
-            own.append(path)
+    try:
+        if not by_role[HTTP]:
+            by_role[HTTP] = [_bind_tcp(config.serving.tcp)]
+        for role, path, mode in (
+            (LOCAL, layout.inference_socket, 0o660),
+            (CONTROL, layout.control_socket, 0o600),
+        ):
+            if not by_role[role]:
+                by_role[role] = [_bind_unix(path, mode)]
+                own.append(path)
+    except (InputRejected, StorageFault):
+        for listener in (s for opened in by_role.values() for s in opened):
+            listener.close()
+        Listeners(by_role, tuple(own)).remove_own()
+        raise
     return Listeners(by_role, tuple(own))
 
 
@@ -79,7 +85,8 @@ def inherited(environ: Mapping[str, str], pid: int | None = None) -> dict[str, l
     """
     if environ.get("LISTEN_PID") != str(os.getpid() if pid is None else pid):
         return {}
-    count = int(environ.get("LISTEN_FDS", "0"))
+    passed = environ.get("LISTEN_FDS", "")
+    count = int(passed) if passed.isdigit() else 0
     names = environ.get("LISTEN_FDNAMES", "").split(":")
     found: dict[str, list[socket.socket]] = {}
     for i in range(count):

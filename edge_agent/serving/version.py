@@ -40,7 +40,8 @@ class Version:
     async def drained(self, timeout_s: float) -> bool:
         """Wait until nobody uses it; False when that takes longer."""
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
         except TimeoutError:
             return False
         return True

@@ -236,9 +236,8 @@ class ModelDriver:
         self._current = self._tools.store.current(self.name)
         self._previous = self._tools.store.previous(self.name)
         if transition.state is not before or transition.outcome == "removed":
-            self._say(
-                "update", entry.reason, f"{transition.state.value}: {entry.detail}".rstrip(": "), now_ms
-            )
+            what = transition.outcome or transition.state.value
+            self._say("update", entry.reason, f"{what}: {entry.detail}".rstrip(": "), now_ms)
         if Action.COLLECT in transition.actions:
             self._tools.store.collect(self._tools.in_use())
 

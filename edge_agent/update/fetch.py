@@ -51,6 +51,7 @@ class _Fetch:
         self._lock = files.lock(self._layout.staging / ".lock")
         self._reserve_bytes = config.update.disk_reserve_bytes
         self._trust = Trust(self._layout.trust, config.registry)
+        self._resolved = False
         self._done_bytes = 0
         self._said_s = 0.0
         self._downloader = Downloader(config.registry, self._layout.staging, self._progress)
@@ -83,6 +84,7 @@ class _Fetch:
                 sources[blob.sha256] = have
         self._check_space(missing)
         _say("resolved", missing_bytes=sum(b.size_bytes for b in missing), total_bytes=found.size_bytes)
+        self._resolved = True
         for blob in missing:
             path = manifest.blob_path(blob.sha256)
             sources[blob.sha256] = self._downloader.fetch(path, blob.sha256, blob.size_bytes)
@@ -123,8 +125,8 @@ class _Fetch:
             )
         path = self._downloader.fetch(manifest.blob_path(target.sha256), target.sha256, target.length)
         data = files.read(path)
+        path.unlink(missing_ok=True)  # small, and read: only blobs are worth keeping for a resumption
         if data is None or canonical.sha256_hex(data) != target.sha256:
-            path.unlink(missing_ok=True)
             raise TransferFailed(
                 Reason.DIGEST_MISMATCH, f"staged file {path.name[:12]}… is damaged", "it is fetched again"
             )
@@ -152,6 +154,8 @@ class _Fetch:
                 path.unlink()
 
     def _progress(self, count: int) -> None:
+        if not self._resolved:
+            return  # the manifest itself: not part of the plan
         self._done_bytes += count
         now_s = time.monotonic()
         if now_s - self._said_s >= _PROGRESS_EVERY_S:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from tuf.api.exceptions import (
     DownloadError,
     DownloadHTTPError,
+    DownloadLengthMismatchError,
     ExpiredMetadataError,
     RepositoryError,
 )
@@ -23,7 +24,7 @@ from urllib3.exceptions import HTTPError
 from edge_agent import files
 from edge_agent.config import Registry
 from edge_contract.console import os_fault
-from edge_contract.errors import BundleRejected, DeviceUnfit, EdgewardError, Reason, TransferFailed
+from edge_contract.errors import DeviceUnfit, EdgewardError, Reason, TransferFailed
 
 # tuf wraps what its fetcher raises at the start of a body, not in the middle of it: hence HTTPError.
 _FAULTS = (DownloadError, RepositoryError, HTTPError, OSError)
@@ -62,8 +63,7 @@ class Trust:
     def refresh(self) -> None:
         """Fetch and verify the newest metadata and make it durable.
 
-        Raises TransferFailed (unreachable, expired), BundleRejected (not signed as it must be) or
-        StorageFault.
+        Raises TransferFailed (unreachable, expired, not signed as it must be) or StorageFault.
         """
         try:
             self._updater.refresh()
@@ -97,8 +97,9 @@ class Trust:
             )
         if isinstance(error, OSError):  # the network's are wrapped, so this is the disk's
             return os_fault(error)
-        if isinstance(error, RepositoryError):
-            return BundleRejected(
+        if isinstance(error, RepositoryError | DownloadLengthMismatchError):
+            # Says nothing about any bundle, and may pass: a proxy's login page looks like this, too.
+            return TransferFailed(
                 Reason.TRUST_FAILED,
                 f"metadata of {self._url} is not signed as it must be: {error}",
                 "publish anew with the keys that the pinned root names; look for who altered it",

@@ -143,9 +143,10 @@ def refresh(
     as_json: bool,
     **expires_days: float | None,
 ) -> None:
-    """Sign snapshot and timestamp of DIR anew before they expire; run it from a timer.
+    """Sign snapshot and timestamp of DIR anew.
 
-    The expiries can be changed together with `--also root`, which keeps them.
+    Run it from a timer, before they expire. The expiries can be changed together with `--also root`, which
+    keeps them.
     """
     from fleet.registry import repository
 

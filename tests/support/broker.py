@@ -133,12 +133,17 @@ class Embedded:
         return self
 
     def stop(self) -> int | None:
-        """End it with SIGTERM; returns its exit code."""
+        """End it with SIGTERM; returns its exit code, also when it has ended already."""
+        if self._process is not None:
+            self._process.terminate()
+        return self.wait(10)
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait until it has ended by itself; returns its exit code."""
         process, self._process = self._process, None
         if process is None:
             return None
-        process.terminate()
-        code = process.wait(10)
+        code = process.wait(timeout_s)
         if process.stdout is not None:
             process.stdout.close()
         return code

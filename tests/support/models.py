@@ -32,7 +32,7 @@ OUTPUT = "scores"
 # Samples whose first feature is at least this trigger the faults named "…_above".
 ABOVE = 1000.0
 EXACT = m.Tolerance(atol=0.0, rtol=0.0)
-EXPECTED = m.Expected(p50_ms=5.0, p95_ms=10.0, load_ms=50.0, peak_rss_bytes=80 << 20, reference_ms=10.0)
+EXPECTED = m.Expected(p50_ms=5.0, p95_ms=10.0, load_ms=50.0, peak_rss_bytes=80 << 20, reference_ms=1.0)
 
 # What is wrong with a bundle whose manifest and digests are all in order. All but the first five
 # pass their golden vectors, whose features lie in [0, 1).
@@ -154,7 +154,7 @@ def make_bundle(
     seed: int = 0,
     fault: Fault = "none",
     expected_p50_ms: float = 5.0,
-    reference_ms: float = 10.0,
+    reference_ms: float = 1.0,
     padding_bytes: int = 0,
     needs: m.Needs | None = None,
 ) -> BundleOnDisk:

@@ -6,7 +6,7 @@ import ctypes
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,3 +43,12 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[SmallDisk]:
         yield SmallDisk(folder, Reason.STORAGE_FAULT)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def fill(folder: Path) -> Path:
+    """Write a file that takes what room there is; returns it."""
+    filler = folder / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as stream:
+        while stream.write(b"x" * 1024) == 1024:
+            pass
+    return filler

@@ -57,6 +57,9 @@ class Loaded(Protocol):
 class Backend(Protocol):
     """One runtime."""
 
+    def prepare(self) -> None:
+        """Import the runtime. Raises DeviceUnfit when it is not installed."""
+
     def open(self, spec: Spec) -> Loaded:
         """Load a model.
 
@@ -65,9 +68,18 @@ class Backend(Protocol):
         """
 
 
+def prepare(runtime: Runtime) -> None:
+    """Import a runtime ahead of time, so that the time of a load is the model's alone. Raises DeviceUnfit."""
+    _backend(runtime).prepare()
+
+
 def open_model(spec: Spec) -> Loaded:
     """Load a model with the backend of its runtime. Raises as `Backend.open` does."""
-    return cast(Backend, import_module(_MODULES[spec.runtime])).open(spec)
+    return _backend(spec.runtime).open(spec)
+
+
+def _backend(runtime: Runtime) -> Backend:
+    return cast(Backend, import_module(_MODULES[runtime]))
 
 
 def one_line(error: BaseException) -> str:

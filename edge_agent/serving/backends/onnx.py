@@ -37,6 +37,11 @@ _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ")
 _FATAL = 4
 
 
+def prepare() -> None:
+    """Import onnxruntime. Raises DeviceUnfit."""
+    _runtime()
+
+
 def open(spec: Spec) -> OnnxModel:  # noqa: A001 - the interface's name
     """Load an ONNX model. Raises BundleRejected, or DeviceUnfit without onnxruntime."""
     runtime = _runtime()

@@ -23,6 +23,11 @@ from edge_contract.manifest import Tensor
 _PACKAGES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
 
 
+def prepare() -> None:
+    """Import a TFLite package. Raises DeviceUnfit."""
+    _interpreter_class()
+
+
 def open(spec: Spec) -> TfliteModel:  # noqa: A001 - the interface's name
     """Load a TFLite model. Raises BundleRejected, or DeviceUnfit without a TFLite package.
 

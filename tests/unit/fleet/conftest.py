@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edge_contract import wire
+from fleet import bus
 from fleet.cli import main
 from tests.support.broker import Mosquitto
 from tests.unit.fleet import samples
@@ -35,6 +36,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("EDGEWARD_KEY_PASSWORD", samples.PASSWORD)
     for name in ("EDGEWARD_BROKER", "EDGEWARD_TENANT", "EDGEWARD_REGISTRY", "EDGEWARD_KEYS", "EDGEWARD_DB"):
         monkeypatch.delenv(name, raising=False)
+    # A broker on loopback does not pause between messages.
+    monkeypatch.setattr(bus, "_QUIET_S", 0.2)
 
     def invoke(*args: object, code: int = 0, **options: Any) -> Result:
         result = CliRunner().invoke(main, [str(a) for a in args], **options)

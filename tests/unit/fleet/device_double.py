@@ -6,6 +6,7 @@ desired state it publishes the given model states one after the other.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 import uuid
@@ -117,6 +118,8 @@ class Device:
         self.answer: Callable[[wire.Command], wire.Result] = lambda c: wire.Result(
             1, c.id, True, Reason.OK, "done", "", now_ms(), {"args": dict(c.args)}
         )
+        self.correlate: Callable[[bytes], bytes] = lambda data: data
+        self.raw_answer: bytes | None = None
         self._host, _, port = broker.rpartition(":")
         self._port = int(port)
         self._ready = threading.Event()
@@ -145,6 +148,15 @@ class Device:
         self._client.publish(self.topics.presence, self._presence("offline"), 1, True).wait_for_publish(5)
         self._client.disconnect()
         self._client.loop_stop()
+
+    def die(self) -> None:
+        """Go without a word: the broker publishes the will."""
+        self._client.on_disconnect = None
+        self._client.loop_stop()
+        line = self._client.socket()
+        assert isinstance(line, socket.socket)
+        line.shutdown(socket.SHUT_RDWR)
+        line.close()
 
     def report(self, state: wire.State) -> None:
         self.state = state
@@ -215,6 +227,6 @@ class Device:
         request = message.properties
         assert request is not None
         properties = Properties(PacketTypes.PUBLISH)
-        properties.CorrelationData = request.CorrelationData
-        answer = canonical.to_bytes(self.answer(command))
+        properties.CorrelationData = self.correlate(request.CorrelationData)
+        answer = self.raw_answer or canonical.to_bytes(self.answer(command))
         self._client.publish(request.ResponseTopic, answer, 1, properties=properties)

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from edge_contract import canonical, dsse, wire
 from edge_contract.errors import Reason
+from fleet import driver
 from fleet.bus import Address, Bus
 from tests.support.broker import Mosquitto, free_port
 from tests.unit.fleet import samples
@@ -87,7 +88,10 @@ def test_people_get_lines_and_a_table(deploy: Deploy, device: Callable[..., Devi
     assert lines[-1].split()[:5] == ["a", "online", "2.0.0", "1", "committed"]
 
 
-def test_one_commits_one_reverts_one_is_unknown(deploy: Deploy, device: Callable[..., Device]) -> None:
+def test_one_commits_one_reverts_one_is_unknown(
+    deploy: Deploy, device: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "_STATE_WAIT_S", 1.0)
     with device("a"), device("b", script=reverts, models=[SERVES_1]):
         where = ("--device", "a", "--device", "b", "--device", "ghost")
         result = deploy("fashion@2.0.0", *where, "--json", code=3)
@@ -151,10 +155,15 @@ def test_an_order_expires_on_the_broker(
     with device("a"):
         pass
     run("deploy", "fashion@1.0.0", "--device", "a", *where, "--timeout-s", 1, "--expires-s", 1, code=3)
-    time.sleep(1.5)
-    with device("a") as a, Bus(Address(mosquitto.host, mosquitto.port)) as bus:
-        assert bus.retained([a.topics.desired], 1) == []
-        assert a.desired == []
+    deadline = time.monotonic() + 5
+    while _retained(mosquitto, wire.Topics(tenant, "a").desired) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert _retained(mosquitto, wire.Topics(tenant, "a").desired) == []
+
+
+def _retained(mosquitto: Mosquitto, topic: str) -> list[tuple[str, bytes]]:
+    with Bus(Address(mosquitto.host, mosquitto.port)) as bus:
+        return bus.retained([topic], 1)
 
 
 def test_a_forged_pending_order_is_ignored(deploy: Deploy, device: Callable[..., Device]) -> None:

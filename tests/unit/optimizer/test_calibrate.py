@@ -51,7 +51,7 @@ def test_outliers_are_cut_off_when_they_are_rarer_than_the_percentile() -> None:
 
 @pytest.mark.parametrize("batch", [None, 4, 7])
 def test_a_fixed_batch_sees_the_same_ranges(batch: int | None) -> None:
-    text = TEXT.replace("N", str(batch)) if batch else TEXT
+    text = TEXT.replace("[N", f"[{batch}") if batch else TEXT
     fixed = Shapes().apply(model(text))
     free = calibrate.find_ranges(NET, {"x": X}, None, "minmax")
     assert calibrate.find_ranges(fixed, {"x": X}, batch, "minmax") == free

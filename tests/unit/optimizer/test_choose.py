@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -90,8 +91,8 @@ def chosen(*candidates: Candidate, **fields: Any) -> str:
         ([candidate("static_a", 0.3, 0.05), candidate("static_b", 0.6, 0.0)], "static_b"),
         # a gain in accuracy is no miss
         ([candidate("static_int8", 0.6, -0.02)], "static_int8"),
-        # where latency decides, what the profile prefers does not
-        ([candidate("fp16", 0.5), candidate("static_int8", 0.6)], "fp16"),
+        # FP16 only where there are kernels for it
+        ([candidate("fp16", 0.5), candidate("static_int8", 0.6)], "static_int8"),
         # broken ones lose
         ([Broken("static_int8", "static_int8", "", "build", Reason.LOAD_FAILED, "no kernel")], "fp32"),
     ],
@@ -153,6 +154,17 @@ def test_size_and_memory_reject_everywhere() -> None:
     big, hungry = candidate("static_a", size=1001), candidate("static_b", memory=60_000_001)
     small = candidate("dynamic_int8", size=1000)
     assert chosen(big, hungry, small, profile=profile) == "dynamic_int8"
+
+
+def test_fp16_takes_part_where_there_are_kernels() -> None:
+    half = replace(DEVICE, quantization=Quantization("uint8", ["static_int8"], fp16=True))
+    assert chosen(candidate("fp16", 0.5), candidate("static_int8", 0.6), profile=half) == "fp16"
+    board = replace(half, architecture="aarch64", isa=["asimdhp"])
+    assert chosen(candidate("fp16", 0.5), profile=board) == "fp32", "not named among the preferred"
+    outcome = choose.choose([FP32, candidate("fp16", 0.5)], rules(board))
+    assert verdicts(outcome)["fp16"] == "lost: the profile does not name fp16 among what its device prefers"
+    named = replace(board, quantization=Quantization("int8", ["fp16", "fp32"], fp16=True))
+    assert chosen(candidate("fp16", 0.5), profile=named) == "fp16"
 
 
 def test_fp32_comes_last_where_a_profile_does_not_name_it() -> None:
@@ -233,7 +245,7 @@ def test_each_candidate_is_told_why_without_latencies() -> None:
         " size, of its kind the most accurate; accuracy drop 0.10 pt of 1.00 pt allowed, 900 B",
         "static_b": "lost: within the budgets, but less accurate than static_a",
         "static_c": "lost: within the budgets, as accurate as static_a and no smaller",
-        "fp16": "lost: the profile does not name fp16 among what its device prefers",
+        "fp16": "lost: the profile says that its device has no FP16 kernels",
     }
 
 
@@ -316,8 +328,6 @@ def test_a_refusal_counts_broken_candidates_as_failed_never_as_nearest() -> None
 
 
 def test_the_order_of_candidates_does_not_matter() -> None:
-    import itertools
-
     group = [
         FP32,
         candidate("static_a", 0.6, size=900),

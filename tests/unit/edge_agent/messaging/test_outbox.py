@@ -18,7 +18,7 @@ import pytest
 from edge_agent.messaging.outbox import Outbox, Row, Stream
 from edge_contract import canonical, wire
 from edge_contract.errors import Reason, StorageFault
-from tests.support.small_disk import small_disk
+from tests.support.small_disk import fill, small_disk
 
 DAY_S = 86400.0
 Open = Callable[..., Outbox]
@@ -29,7 +29,9 @@ def opened(tmp_path: Path) -> Iterator[Open]:
     """Open the outbox, after closing the one before."""
     current: list[Outbox] = []
 
-    def open_(path: Path = tmp_path / "outbox.db", max_bytes: int = 1 << 20, resend_s: float = 30.0) -> Outbox:
+    def open_(
+        path: Path = tmp_path / "outbox.db", max_bytes: int = 1 << 20, resend_s: float = 30.0
+    ) -> Outbox:
         close()
         current.append(Outbox(path, max_bytes=max_bytes, resend_s=resend_s, now_ms=0))
         return current[-1]
@@ -126,6 +128,20 @@ def test_the_watermark_of_another_epoch_deletes_nothing(opened: Open) -> None:
     put(outbox, "tel", 1)
     assert ack(outbox, "tel", 1, epoch="another") == 0
     assert outbox.depth() == 1
+
+
+def test_a_controller_that_lost_rows_gets_them_at_once(opened: Open) -> None:
+    outbox = opened(resend_s=1000.0)
+    for i in range(1, 4):
+        put(outbox, "tel", i)
+        put(outbox, "event", i)
+    rows = outbox.due(10, 0)
+    for row in rows:
+        outbox.sent(row, 0)
+    assert outbox.due(10, 0) == []
+    epoch = next(row.epoch for row in rows if row.stream == "tel")
+    assert outbox.acknowledged(wire.Ack(1, "tel", epoch, 1, resend=True)) == 1
+    assert due(outbox) == [("tel", 2), ("tel", 3)]
 
 
 def test_what_was_sent_waits_longer_each_time_and_comes_again(opened: Open) -> None:
@@ -243,7 +259,9 @@ def test_a_random_life_keeps_its_promises(opened: Open) -> None:
                 waiting = outbox.due(1000, 1 << 60)
                 if waiting and rng.random() < 0.2:
                     row = rng.choice(waiting)
-                    acknowledged[row.stream] += outbox.acknowledged(wire.Ack(1, row.stream, row.epoch, row.seq))
+                    acknowledged[row.stream] += outbox.acknowledged(
+                        wire.Ack(1, row.stream, row.epoch, row.seq)
+                    )
         if rng.random() < 0.02:
             outbox = opened(max_bytes=4000)
     found = records(outbox.due(1000, 1 << 60))
@@ -308,32 +326,24 @@ def test_a_full_disk_keeps_what_is_there(opened: Open, tmp_path: Path) -> None:
         path = disk.folder / "outbox.db"
         outbox = opened(path, max_bytes=10 << 20)
         put(outbox, "event", "kept")
-        with pytest.raises(StorageFault) as fault:
+        filler = fill(disk.folder)
+        with pytest.raises(StorageFault, match="outbox") as fault:
             for i in range(2000):
                 put(outbox, "tel", f"{i}" * 500)
-        assert "outbox" in fault.value.what
+        assert fault.value.reason in (Reason.DISK_FULL, disk.reason)
         depth = outbox.depth()
         assert due(outbox)[0] == ("event", "kept")
-        outbox.acknowledged(wire.Ack(1, "event", outbox.due(1, 0)[0].epoch, 1))
-        # Opened on a disk that is still full: not taken for damage.
-        fill(disk.folder)
         try:
-            reopened: Outbox | None = opened(path, max_bytes=10 << 20)
-        except StorageFault:
-            reopened = None
-        assert [p.name for p in disk.folder.glob("*damaged*")] == []
-        assert reopened is None or reopened.depth() in (depth, depth - 1)
+            outbox = opened(path, max_bytes=10 << 20)
+        except StorageFault as e:
+            assert e.reason in (Reason.DISK_FULL, disk.reason)
+        assert list(disk.folder.glob("*damaged*")) == []  # full is not damaged
+        filler.unlink()
+        outbox = opened(path, max_bytes=10 << 20)
+        assert (outbox.problem, outbox.depth()) == ("", depth)
+        put(outbox, "event", "fits again")
+        assert due(outbox)[:2] == [("event", "kept"), ("event", "fits again")]
         opened(tmp_path / "elsewhere.db")  # lets go of the disk
-
-
-def fill(folder: Path) -> None:
-    with (folder / "filler").open("wb") as stream:
-        try:
-            while True:
-                stream.write(b"x" * 4096)
-                stream.flush()
-        except OSError:
-            return
 
 
 def test_faults_of_a_broken_database_are_storage_faults(opened: Open, tmp_path: Path) -> None:

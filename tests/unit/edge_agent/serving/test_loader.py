@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_agent import facts
 from edge_agent.config import Config
 from edge_agent.layout import MANIFEST, Layout
-from edge_agent.serving import package
+from edge_agent.serving import package, preflight
 from edge_agent.serving.loader import open_version
 from edge_contract.errors import BundleRejected, InputRejected, Reason, RequestRejected
-from tests.support.models import install, make_bundle, samples, scores
+from edge_contract.manifest import Runtime, Tensor, Tolerance
+from tests.support.models import install, make_bundle, samples, scores, tiny_net, write_bundle
+from tests.support.tflite import tiny_tflite
 
 
 @pytest.fixture
@@ -26,6 +29,28 @@ def test_a_version_is_opened_and_has_answered(tmp_path: Path, layout: Layout) ->
     opened = open_version(layout, "tiny", bundle.digest)
     assert (opened.manifest, opened.digest) == (bundle.manifest, bundle.digest)
     np.testing.assert_allclose(opened.model.run({"x": samples(2)})["scores"], scores(samples(2)), atol=1e-6)
+
+
+@pytest.mark.parametrize("runtime", [r for r in ("onnxruntime", "tflite") if r in facts.probe().runtimes])
+def test_a_version_of_every_installed_runtime(tmp_path: Path, layout: Layout, runtime: Runtime) -> None:
+    x = samples(4)
+    bundle = write_bundle(
+        tmp_path / "bundle",
+        "tiny",
+        "1",
+        1,
+        model=tiny_net() if runtime == "onnxruntime" else tiny_tflite(),
+        inputs=[Tensor("x", "FP32", [-1, 8])],
+        outputs=[Tensor("scores", "FP32", [-1, 4])],
+        golden={"input:x": x, "output:scores": scores(x)},
+        tolerance=Tolerance(1e-5, 0, 1.0),
+        runtime=runtime,
+    )
+    install(bundle, layout)
+    opened = open_version(layout, "tiny", bundle.digest)
+    np.testing.assert_allclose(opened.model.run({"x": x})["scores"], scores(x), atol=1e-6)
+    verdict = preflight.run(layout.version(bundle.digest))
+    assert verdict.ok, verdict
 
 
 def refusal(layout: Layout, digest: str, name: str = "tiny") -> BundleRejected:

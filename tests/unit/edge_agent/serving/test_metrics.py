@@ -44,6 +44,12 @@ def test_an_answer_with_nan_is_no_decision(counters: VersionCounters) -> None:
     assert sum(stats.top1_counts["scores"]) == 0
 
 
+def test_an_answer_of_another_width_is_counted_without_decisions(counters: VersionCounters) -> None:
+    counters.answered(1.0, {"scores": np.zeros((1, 9), np.float32)})
+    assert counters.snapshot().requests == 1
+    assert sum(counters.snapshot().top1_counts["scores"]) == 0
+
+
 def test_failures_are_counted_by_reason(counters: VersionCounters) -> None:
     counters.failed(1.0, Reason.INFERENCE_FAILED)
     counters.failed(1.0, Reason.DEADLINE_EXCEEDED)

@@ -71,6 +71,26 @@ def test_what_the_disk_names_is_loaded_at_start(tmp_path: Path, layout: Layout) 
     run(layout, check)
 
 
+def test_links_that_lead_nowhere_or_are_none_stop_nobody_else(
+    tmp_path: Path, layout: Layout, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(make_bundle(tmp_path), layout)
+    before = make_bundle(tmp_path, "dangling")
+    install(before, layout, "previous")
+    point(layout, "dangling", "current", "f" * 64)
+    (layout.models / "plain").mkdir()
+    (layout.models / "plain" / "current").write_text("no link")
+
+    async def check(models: ModelSet) -> None:
+        entries = {e["name"]: e for e in models.index()}
+        assert set(entries) == {"tiny", "dangling"}
+        assert entries["dangling"]["digest"] == before.digest
+        assert entries["dangling"]["reason"] == "not_found"
+        assert "plain" in caplog.text
+
+    run(layout, check)
+
+
 def test_a_load_moves_the_pointer_and_closes_the_old_version_after_its_last_request(
     tmp_path: Path, layout: Layout
 ) -> None:

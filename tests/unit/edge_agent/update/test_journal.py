@@ -112,7 +112,9 @@ def test_clearing_the_rejected_is_durable_and_counted(layout: Layout) -> None:
     assert Rejected(layout, 9).digests() == []
 
 
-@pytest.mark.parametrize("damage", [b"", b"[]", b'{"nonsense":1}', json.dumps({D1: {"reason": "x"}}).encode()])
+@pytest.mark.parametrize(
+    "damage", [b"", b"[]", b'{"nonsense":1}', json.dumps({D1: {"reason": "x"}}).encode()]
+)
 def test_a_damaged_list_of_rejected_is_set_aside_and_told(layout: Layout, damage: bytes) -> None:
     layout.rejected.write_bytes(damage)
     rejected = Rejected(layout, 77)

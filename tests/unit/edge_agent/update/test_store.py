@@ -65,9 +65,7 @@ def test_a_version_is_stored_under_its_digest_with_files_by_name(
     assert [p.name for p in layout.staging.iterdir() if p.is_dir()] == []
 
 
-def test_the_same_blob_is_on_the_disk_once(
-    store: Store, layout: Layout, bundles: list[BundleOnDisk]
-) -> None:
+def test_the_same_blob_is_on_the_disk_once(store: Store, layout: Layout, bundles: list[BundleOnDisk]) -> None:
     inodes = []
     for bundle in bundles[:2]:
         add(store, layout, bundle)

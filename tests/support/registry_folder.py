@@ -1,0 +1,75 @@
+"""A real registry made with `edge-fleet registry`, in this process for speed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from edge_contract.manifest import blob_path
+from fleet.cli import main
+from fleet.registry.keys import Keys
+from tests.support.models import BundleOnDisk
+
+
+class RegistryFolder:
+    """`registry` and `keys` below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "registry"
+        self.keys = folder / "keys"
+
+    @classmethod
+    def create(cls, folder: Path, *options: str) -> RegistryFolder:
+        """An empty registry; `options` are those of `edge-fleet registry init`."""
+        made = cls(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        made._run("init", "--insecure-no-password", "--operator-label", "tests", *options)
+        return made
+
+    @property
+    def root(self) -> Path:
+        """What a device pins."""
+        return self.keys / "root.json"
+
+    @property
+    def operator_key(self) -> Ed25519PrivateKey:
+        """Signs desired states and commands."""
+        return Keys(self.keys, lambda: b"").load("operator")
+
+    def publish(self, bundle: BundleOnDisk) -> None:
+        """Publish a bundle."""
+        self._run("publish", str(bundle.folder))
+
+    def refresh(self, *options: str) -> None:
+        """Sign snapshot and timestamp anew."""
+        self._run("refresh", *options)
+
+    def blob(self, bundle: BundleOnDisk, role: str = "model") -> Path:
+        """Where the registry keeps the content of a bundle's file; with role `manifest`, the manifest."""
+        digests = {f.role: f.sha256 for f in bundle.manifest.files} | {"manifest": bundle.digest}
+        return self.folder / blob_path(digests[role])
+
+    def copy(self, folder: Path) -> RegistryFolder:
+        """A copy to be tampered with; the keys stay the same."""
+        other = RegistryFolder(folder)
+        shutil.copytree(self.folder, other.folder)
+        shutil.copytree(self.keys, other.keys)
+        return other
+
+    def _run(self, command: str, *options: str) -> Any:
+        args = ["registry", command, str(self.folder), *options, "--keys", str(self.keys), "--json"]
+        result = CliRunner().invoke(main, args, env={"EDGEWARD_KEY_PASSWORD": None})
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+
+def tamper(path: Path) -> None:
+    """Change one bit in the middle of a file, keeping its length."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
