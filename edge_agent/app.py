@@ -162,6 +162,9 @@ class App:
     def _desired(self, message: Message, now_ms: int) -> None:
         if not message.payload:
             return  # the retained message was cleared: what was accepted stays
+        if self._operators.keys is None and not self._operators.asked:
+            self._held = message  # too early for a verdict: the registry is being asked for the keys
+            return
         # It is retained, so the one that was accepted comes again on every connect, also when it has
         # expired since: the expiry is for those that are new to this device.
         if self._open(message, now_ms=0).generation > self._updater.generation:

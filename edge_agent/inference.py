@@ -50,6 +50,10 @@ class InferenceClient:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    def lifeline(self) -> Lifeline:
+        """For counting how often the process ends from now on."""
+        return Lifeline(self._path)
+
     def index(self, timeout_s: float = 2.0) -> list[Loaded]:
         """What is loaded. Raises TransferFailed when nobody answers."""
         try:
@@ -105,6 +109,49 @@ class InferenceClient:
             raise _unreachable(str(e) or type(e).__name__) from e
         finally:
             connection.close()
+
+
+class Lifeline:
+    """A connection on which nothing is ever said: it breaks when the process that took it ends.
+
+    So every end is seen, also of a process that lives too shortly to answer anything. While nobody takes
+    it, it waits in the socket that a supervisor holds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._socket: socket.socket | None = self._connect()
+
+    def broke(self) -> bool:
+        """Whether the process has ended since the last call; does not block."""
+        if self._socket is None:
+            self._socket = self._connect()
+            return False
+        try:
+            ended = self._socket.recv(1, socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            ended = True
+        self.close()
+        self._socket = self._connect()
+        return ended
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _connect(self) -> socket.socket | None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.setblocking(False)  # a full backlog is no reason to wait
+            connection.connect(str(self._path))
+        except OSError:
+            connection.close()
+            return None
+        return connection
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Protocol
 
-from edge_contract.errors import InputRejected, Reason, TransferFailed
+from edge_contract.errors import DeviceUnfit, InputRejected, Reason, TransferFailed
 
 HOST = "127.0.0.1"
 MAX_PAYLOAD_BYTES = 1 << 20
@@ -62,7 +62,7 @@ class Running(Protocol):
 def running(port: int) -> Iterator[tuple[int, Running]]:
     """The broker, listening; yields its port and itself. Port 0 takes a free one.
 
-    Raises InputRejected: the package is missing or the port is taken.
+    Raises DeviceUnfit (the package is missing) or InputRejected (the port is taken).
     """
     port = port or _free_port()
     broker = _started(_package(), port)
@@ -97,8 +97,8 @@ def _package() -> ModuleType:
     try:
         import iotcore
     except ImportError as e:
-        raise InputRejected(
-            Reason.BAD_INPUT,
+        raise DeviceUnfit(
+            Reason.RUNTIME_MISSING,
             f"the embedded broker is not installed ({e})",
             "install the extra: pip install 'edgeward[demo]', or use mosquitto",
         ) from e

@@ -59,12 +59,16 @@ class Stream(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a stream is acknowledged now (0: not at all), and the gaps given up on the way."""
+    """How far a stream is acknowledged now (0: not at all), and the gaps given up on the way.
+
+    `behind`: later rows are stored here, but some before them have not come yet.
+    """
 
     stream: Stream
     seq: int
     moved: bool
     gaps: list[Gap]
+    behind: bool = False
 
 
 class Inventory:
@@ -119,7 +123,8 @@ class Inventory:
         mark, gaps = advance(before, rows, lost=lost, now_ms=now_ms, patience_ms=self._patience_ms)
         self._db.execute(_SET_MARK, (*mark, *stream))
         self._db.executemany(_ADD_GAP, [(*stream, *gap, now_ms) for gap in gaps])
-        return Progress(stream, mark.seq, mark != before, gaps)
+        behind = bool(rows) and rows[-1].seq > mark.seq
+        return Progress(stream, mark.seq, mark != before, gaps, behind)
 
     def _waiting(self) -> set[Stream]:
         """Streams with rows above their mark."""

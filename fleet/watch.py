@@ -18,6 +18,7 @@ from fleet.roster import is_stale
 
 _TICK_S = 0.5
 _BATCH = 256
+_ASK_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Watcher:
         self._inventory = inventory
         self._topics = wire.Topics(tenant, device or "+")
         self._sessions: dict[str, int] = {}
+        self._asked: dict[Stream, float] = {}
 
     def run(self, limits: Limits, stop: Stop, show: Callable[[Item], None]) -> None:
         """Until a limit is reached or `stop` is set. Raises TransferFailed, StorageFault."""
@@ -116,9 +118,18 @@ class Watcher:
 
     def _acknowledge(self, progress: Progress) -> None:
         tenant, device, stream, epoch = progress.stream
-        if progress.seq:
-            ack = wire.Ack(schema=1, stream=stream, epoch=epoch, seq=progress.seq)
+        resend = progress.behind and self._may_ask(progress.stream)
+        if progress.seq or resend:
+            ack = wire.Ack(schema=1, stream=stream, epoch=epoch, seq=progress.seq, resend=resend)
             self._bus.publish(wire.Topics(tenant, device).ack, canonical.to_bytes(ack))
+
+    def _may_ask(self, stream: Stream) -> bool:
+        """Ask a device for what is missing, but give it time to answer before asking again."""
+        now_s = time.monotonic()
+        if now_s - self._asked.get(stream, -_ASK_EVERY_S) < _ASK_EVERY_S:
+            return False
+        self._asked[stream] = now_s
+        return True
 
     def _turned(self, device: str, presence: wire.Presence) -> Iterator[Turned]:
         newest = self._sessions.get(device, 0)

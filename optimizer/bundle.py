@@ -49,14 +49,14 @@ Arrays = dict[str, NDArray[Any]]
 class Content:
     """Everything a bundle is made of. `selection_outputs` are the chosen file's on the selection split.
 
-    `batch` is the model's fixed batch, None where it is free.
+    `precision` is the family whose rounding the file has; `batch` the model's fixed batch, None where free.
     """
 
     name: str
     version: str
     release: int
     profile: Profile
-    family: RecipeName
+    precision: RecipeName
     recipe: str
     model: bytes
     inputs: list[Tensor]
@@ -104,16 +104,16 @@ def npz_bytes(arrays: Arrays) -> bytes:
     return buffer.getvalue()
 
 
-def tolerance(family: RecipeName, outputs: Arrays, *, classes: bool) -> Tolerance:
+def tolerance(precision: RecipeName, outputs: Arrays, *, classes: bool) -> Tolerance:
     """How far a device's answers may be from the golden ones: other kernels round otherwise.
 
     `outputs` are the golden ones; `classes`: the outputs are class scores.
     """
     spread = max((_range(value) for value in outputs.values()), default=0.0)
     agreement = 0.75 if classes else 0.0
-    if family in ("static_int8", "dynamic_int8"):
+    if precision in ("static_int8", "dynamic_int8"):
         return Tolerance(atol=0.05 * spread, rtol=0.0, top1_agreement=agreement)
-    if family == "fp16":
+    if precision == "fp16":
         return Tolerance(atol=1e-2 * spread, rtol=1e-2, top1_agreement=agreement)
     return Tolerance(atol=1e-4 * spread, rtol=1e-3, top1_agreement=agreement)
 
@@ -143,7 +143,7 @@ def _manifest(content: Content, files: list[File]) -> Manifest:
             file=GOLDEN_FILE,
             # As devices count: one sample is what one inference takes.
             samples=len(next(iter(content.golden.values()))) // (content.batch or 1),
-            tolerance=tolerance(content.family, golden_outputs, classes=classes),
+            tolerance=tolerance(content.precision, golden_outputs, classes=classes),
         ),
         expected=Expected(
             p50_ms=measured.p50_ms,

@@ -76,12 +76,21 @@ def bench(
     try:
         report = canonical.from_bytes(output, BenchReport, limit_bytes=_LIMIT_BYTES)
     except canonical.DecodeFault as e:
-        said = (errors or output).decode(errors="replace").strip().splitlines()
-        detail = said[-1] if said else first_line(e)
+        detail = _said(output, errors) or first_line(e)
         raise _failed(f"edge-agent bench ended with status {code}: {detail}") from e
     if len(report.results) != len(models):
         raise _failed(f"edge-agent bench measured {len(report.results)} of {len(models)} models")
     return report
+
+
+def _said(output: bytes, errors: bytes) -> str:
+    """Why the benchmark failed, in its own words: the error it prints as JSON, else its last line."""
+    try:
+        told = canonical.parse(output)
+        return f"{told['error']['what']} [{told['error']['reason']}]"
+    except (canonical.DecodeFault, KeyError, TypeError):
+        lines = (errors or output).decode(errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else ""
 
 
 def _run(command: list[str], limit_s: float, waiting: Callable[[float], None]) -> tuple[int, bytes, bytes]:

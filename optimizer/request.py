@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class Checked:
 
 def check(request: Request) -> Checked:
     """Open everything the request names. Raises InputRejected for whatever cannot be used."""
+    _check_numbers(request)
     output.check(request.output)
     profile = profiles.load(request.profile)
     artifact = open_model(request.model, profile.runtime)
@@ -74,6 +76,12 @@ def check(request: Request) -> Checked:
             data.require_labels(split, metric.classes(artifact))
     data.require_disjoint([calibration, selection, test])
     return Checked(request, name, profile, artifact, scoring, calibration, selection, test)
+
+
+def _check_numbers(request: Request) -> None:
+    for option, value in (("--max-drop", request.max_drop), ("--timeout-s", request.timeout_s)):
+        if not math.isfinite(value):
+            raise InputRejected(Reason.BAD_INPUT, f"{option} is {value}", f"give {option} a finite number")
 
 
 def _check_sizes(request: Request, calibration: Split, scored: list[Split], scoring: Metric) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from edge_contract import canonical, manifest
 from edge_contract.console import distribution_version
 from edge_contract.errors import Reason, Refused
+from edge_contract.profile import RecipeName
 from optimizer import bundle, choose, evaluate, output, report, search
 from optimizer import profile as profiles
 from optimizer.artifact import Artifact
@@ -25,6 +26,7 @@ from optimizer.choose import REFERENCE, Accuracy, Choice, Refusal, Scored
 from optimizer.data import Split
 from optimizer.evaluate import Inference
 from optimizer.progress import Steps
+from optimizer.recipes import ModelFacts
 from optimizer.report import Report
 from optimizer.request import Checked, Request, check
 from optimizer.search import Clean, Found, Tried, Workplace
@@ -166,7 +168,7 @@ def _write_bundle(
         version=made.version,
         release=made.release,
         profile=made.profile,
-        family=chosen.family,
+        precision=_precision(chosen, place.checked.artifact.facts),
         recipe=f"{chosen.name}: {chosen.settings}",
         model=tried.path.read_bytes(),
         # FP32's interface: what the model was exported with, whatever a quantizer forgot of the shapes.
@@ -183,6 +185,13 @@ def _write_bundle(
     )
     folder.mkdir()
     return bundle.write(content, folder)
+
+
+def _precision(chosen: Scored, given: ModelFacts) -> RecipeName:
+    """How coarsely the file rounds; a model that came quantized or in half precision keeps that."""
+    if chosen.name == REFERENCE and given.quantized:
+        return "static_int8"
+    return "fp16" if chosen.name == REFERENCE and given.half else chosen.family
 
 
 def _golden(place: Workplace, tried: Tried) -> dict[str, np.ndarray[Any, Any]]:

@@ -142,7 +142,8 @@ def _accuracy(checked: Checked, split: Split, reference: Score, score: Score) ->
 
 def infer(place: Workplace, tried_path: Path, recipe: Recipe, split: Split) -> Inference | Fault:
     """A candidate's outputs over `split`."""
-    singly = recipe.family == "dynamic_int8"
+    dynamic = "DynamicQuantizeLinear" in place.checked.artifact.facts.ops
+    singly = dynamic or recipe.family == "dynamic_int8"
     return evaluate.infer(
         place.children, tried_path, place.inputs[split.name], batch=place.batch, singly=singly
     )
@@ -164,8 +165,8 @@ def _try(place: Workplace, clean: Path, recipe: Recipe) -> Tried | Broken:
 def _measured(place: Workplace, plan: Plan, tried: dict[str, Tried], broken: dict[str, Broken]) -> Found:
     fp32 = tried[REFERENCE]
     _check_labels(place.checked, fp32.inference)
-    accuracies = _accuracies(place.checked, tried)
     _drop_other_interfaces(fp32, tried, broken)
+    accuracies = _accuracies(place.checked, tried)
     order = [tried[r.name] for r in plan.recipes if r.name in tried]
     report = _bench(place, [t.path for t in order])
     for item, result in zip(order, report.results, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -167,8 +168,11 @@ def activate(entry: Entry, store: Store, inference: InferenceClient) -> ThreadJo
         if target is None:
             raise RuntimeError("activation without a target")
         try:
-            _patiently(lambda: inference.load(entry.name, target.digest, _LOAD_TIMEOUT_S))
+            load = partial(inference.load, entry.name, target.digest, _LOAD_TIMEOUT_S)
+            _patiently(load)
             store.point(entry.name, target, entry.base)
+            # Nothing to do, unless the process fell over in between: then it has read the old link.
+            _patiently(load)
         except EdgewardError as e:
             return Step(Event.UNHEALTHY, e.reason, f"activation: {e.what}")
         return Step(Event.ACTIVATED)
@@ -227,6 +231,7 @@ class ProbationJob:
         self._entry = entry
         self._config = config
         self._inference = inference
+        self._lifeline = inference.lifeline()
         self._pid = 0
         self._restarts = 0
         self._earlier: list[VersionStats] = []
@@ -246,25 +251,26 @@ class ProbationJob:
             restarts=self._restarts,
             elapsed_s=elapsed_s,
         )
+        if isinstance(verdict, probation.Watch):
+            self.progress = verdict.share
+            return []
+        self.cancel()
         if isinstance(verdict, probation.Unhealthy):
             return [Step(Event.UNHEALTHY, verdict.reason, verdict.detail)]
-        if isinstance(verdict, probation.Healthy):
-            return [Step(Event.HEALTHY, Reason.OK, verdict.detail)]
-        self.progress = verdict.share
-        return []
+        return [Step(Event.HEALTHY, Reason.OK, verdict.detail)]
 
     def cancel(self) -> None:
         """Nothing runs between polls."""
+        self._lifeline.close()
 
     def _look(self) -> bool:
+        self._restarts += self._lifeline.broke()
         try:
             stats = self._inference.stats()
         except TransferFailed:
             return False
-        if self._pid and stats.pid != self._pid:
-            self._restarts += 1
-            if self._latest is not None:
-                self._earlier.append(self._latest)
+        if self._pid and stats.pid != self._pid and self._latest is not None:
+            self._earlier.append(self._latest)
         self._pid = stats.pid
         self._latest = version_stats(stats, self._entry.name, self._entry.target)
         return self._latest is not None

@@ -107,7 +107,7 @@ TABLE: dict[tuple[State, Event], Transition] = {
     (_S.ACTIVATING, _E.RESTARTED): Transition(_S.ACTIVATING),
     (_S.PROBATION, _E.HEALTHY): Transition(_S.IDLE, (Action.COLLECT,), "committed"),
     (_S.PROBATION, _E.UNHEALTHY): Transition(_S.REVERTING),
-    (_S.PROBATION, _E.ROLLBACK): Transition(_S.REVERTING),
+    (_S.PROBATION, _E.ROLLBACK): Transition(_S.REVERTING, _DROP),
     (_S.PROBATION, _E.RESTARTED): Transition(_S.PROBATION),
     (_S.REVERTING, _E.REVERTED): Transition(_S.IDLE, (Action.REMEMBER_REJECTED, Action.COLLECT), "reverted"),
     (_S.REVERTING, _E.RESTARTED): Transition(_S.REVERTING),

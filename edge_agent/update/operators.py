@@ -29,6 +29,7 @@ class OperatorKeys:
         self._child: Child | None = None
         self._next_ms = 0
         self._asked_ms = 0
+        self.asked = False  # whether the registry has been asked since this process started
         self.problem = "the registry has not been reached yet"
         self.reason = Reason.OK
         self.keys = self._read()
@@ -38,7 +39,7 @@ class OperatorKeys:
         self._next_ms = min(self._next_ms, max(now_ms, self._asked_ms + _AT_MOST_MS))
 
     def tick(self, now_ms: int) -> bool:
-        """Refresh when it is time; returns True when a refresh has just succeeded."""
+        """Refresh when it is time; returns True when a refresh has just ended, well or not."""
         if self._child is None:
             if now_ms >= self._next_ms:
                 self._asked_ms = now_ms
@@ -48,14 +49,15 @@ class OperatorKeys:
         if ended is None:
             return False
         self._child = None
+        self.asked = True
         if ended.code != 0:
             self.reason, self.problem = ended.failure()
             self._next_ms = now_ms + _AFTER_FAILURE_MS
-            return False
-        self.reason, self.problem = Reason.OK, ""
-        self._next_ms = now_ms + _EVERY_MS
-        self.keys = self._read()
-        return self.keys is not None
+        else:
+            self.reason, self.problem = Reason.OK, ""
+            self._next_ms = now_ms + _EVERY_MS
+            self.keys = self._read()
+        return True
 
     def reload(self) -> None:
         """Another child (a fetch) may have refreshed the cache."""

@@ -41,15 +41,17 @@ class RegistryFiles(StaticFiles):
         """Answer one request; Starlette's own refusals become plain answers."""
         if scope["type"] != "http":
             return
+        if scope["method"] not in ("GET", "HEAD"):
+            await PlainTextResponse("405 read only\n", 405, {"allow": "GET, HEAD"})(scope, receive, send)
+            return
         try:
             await super().__call__(scope, receive, send)
         except HTTPException as e:
-            text = f"{e.status_code} {e.detail}\n"
-            await PlainTextResponse(text, e.status_code, headers=e.headers)(scope, receive, send)
+            await PlainTextResponse(f"{e.status_code} {e.detail}\n", e.status_code)(scope, receive, send)
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """Metadata from memory, because it is replaced under its name; the rest from the file."""
-        if not _METADATA.fullmatch(path) or scope["method"] not in ("GET", "HEAD"):
+        if not _METADATA.fullmatch(path):
             return await super().get_response(path, scope)
         full_path, found = await anyio.to_thread.run_sync(self.lookup_path, path)
         if found is None:

@@ -7,9 +7,11 @@ serves until a load has succeeded). What goes wrong is scripted.
 from __future__ import annotations
 
 import json
+import socket
 import socketserver
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -56,6 +58,22 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
     double: InferenceDouble
 
+    def __init__(self, path: str) -> None:
+        self.open: list[socket.socket] = []
+        super().__init__(path, _Handler)
+
+    def get_request(self) -> tuple[socket.socket, str]:
+        connection, address = super().get_request()
+        self.open.append(connection)
+        return connection, address
+
+    def hang_up(self) -> None:
+        """End all connections, as the end of a process does."""
+        for connection in self.open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.open.clear()
+
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that gave up."""
 
@@ -80,7 +98,7 @@ class InferenceDouble:
         """Listen on the layout's control socket."""
         self.layout.run.mkdir(parents=True, exist_ok=True)
         self.layout.control_socket.unlink(missing_ok=True)
-        self._server = _Server(str(self.layout.control_socket), _Handler)
+        self._server = _Server(str(self.layout.control_socket))
         self._server.double = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
@@ -89,6 +107,7 @@ class InferenceDouble:
         """Be gone: connections are refused."""
         if self._server is not None and self._thread is not None:
             self._server.shutdown()
+            self._server.hang_up()
             self._server.server_close()
             self._thread.join()
             self._server = self._thread = None
@@ -98,6 +117,8 @@ class InferenceDouble:
         """Another process: its counts begin anew."""
         self.pid += 1
         self.counts.clear()
+        if self._server is not None:
+            self._server.hang_up()
 
     def count(self, digest: str, requests: int, *, errors: int = 0, non_finite: int = 0) -> None:
         """Let a version have answered so many requests, all in a millisecond."""

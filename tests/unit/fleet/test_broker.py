@@ -117,4 +117,4 @@ def test_without_the_package_it_names_the_extra(
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "iotcore", None)
-    assert "edgeward[demo]" in refused("broker", code=2, reason="bad_input")
+    assert "edgeward[demo]" in refused("broker", code=6, reason="runtime_missing")

@@ -144,7 +144,7 @@ def test_a_gap_is_given_up_after_a_while(device: Device, where: tuple[object, ..
     device.send(event(3))
     assert "step 3" in watch.line()
     assert "a event rows 1 to 2 are lost (unexplained)" in watch.line()
-    acked(device, ("event", 3))
+    acked(device, ("event", 0), ("event", 3))
     assert watch.end()[0] == 0
 
 
@@ -247,3 +247,22 @@ def test_no_devices(run: Callable[..., Result], mosquitto: Mosquitto, tenant: st
     where = ("--broker", mosquitto.address, "--tenant", tenant)
     assert "no device has reported" in run("devices", *where).stdout
     assert json.loads(run("devices", *where, "--json").stdout)["devices"] == []
+
+
+def test_a_controller_that_comes_late_asks_for_what_it_missed(
+    device: Device, where: tuple[object, ...]
+) -> None:
+    watch = Watch(*where)
+    watch.line()
+    device.send(event(7))
+    watch.line()
+    acked(device, ("event", 0))
+    assert device.acks[0].resend
+    for seq in range(1, 7):
+        device.send(event(seq))
+        watch.line()
+    deadline = time.monotonic() + 5
+    while device.acks[-1].seq < 7 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (device.acks[-1].seq, device.acks[-1].resend) == (7, False)
+    watch.end()

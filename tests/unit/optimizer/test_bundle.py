@@ -26,7 +26,7 @@ def content(**fields: Any) -> Content:
         "version": "2.1",
         "release": 3,
         "profile": PROFILE,
-        "family": "static_int8",
+        "precision": "static_int8",
         "recipe": "static_int8_minmax: words",
         "model": b"model bytes",
         "inputs": [Tensor("image", "FP32", [-1, 2])],

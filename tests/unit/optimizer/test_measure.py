@@ -57,6 +57,11 @@ def test_the_user_is_told_that_time_passes(models: list[Path], sample: Path, tmp
     ("code", "words"),
     [
         ("import sys; sys.exit('no such option')", "ended with status 1: no such option"),
+        (
+            "import json, sys; print(json.dumps({'ok': False, 'error': {'reason': 'bad_input', 'what': 'no',"
+            " 'next_step': ''}})); sys.exit(2)",
+            "ended with status 2: no [bad_input]",
+        ),
         ("print('not json')", "ended with status 0: not json"),
         ("print('{\"schema\": 1}')", "ended with status 0"),
         ("import os; os.kill(os.getpid(), 11)", "ended with status -11"),

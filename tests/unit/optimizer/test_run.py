@@ -28,7 +28,7 @@ from optimizer.report import Report
 from optimizer.request import Request, check
 from optimizer.run import optimize, refusal
 from optimizer.runtime import Model
-from optimizer.worker import Build
+from optimizer.worker import Build, Built
 from tests.support import models
 from tests.unit.optimizer import agent_double, conftest, nets
 from tests.unit.optimizer.passes.graphs import model as graph
@@ -221,6 +221,11 @@ def test_candidates_that_fail_lose_with_their_reason_and_nothing_stays_behind(
     def failing(self: Children, task: Any) -> Any:
         if isinstance(task, Build) and task.recipe.name == "fp16":
             return self.execute([sys.executable, "-c", "raise KeyError('Resize')"])
+        if isinstance(task, Build) and task.recipe.name == "dynamic_int8":
+            other = nets.classifier()
+            other.graph.node[-1].output[0] = other.graph.output[0].name = "scores"
+            nets.save(Path(task.target), other)
+            return Built()
         return real(self, task)
 
     scratch = tmp_path / "scratch"
@@ -229,10 +234,9 @@ def test_candidates_that_fail_lose_with_their_reason_and_nothing_stays_behind(
     monkeypatch.setattr(Children, "run", failing)
     made = run(request_for(agent=agent(**FAST, static_int8_percentile={"failed": True})))
     broken = {c.name: c for c in made.candidates if isinstance(c, Broken)}
-    assert {name: c.stage for name, c in broken.items()} == {
-        "fp16": "build",
-        "static_int8_percentile": "measure",
-    }
+    stages = {name: c.stage for name, c in broken.items()}
+    assert stages == {"fp16": "build", "dynamic_int8": "evaluate", "static_int8_percentile": "measure"}
+    assert "differ from the model's in name" in broken["dynamic_int8"].what
     assert "KeyError: 'Resize'" in broken["fp16"].what
     assert broken["static_int8_percentile"].what == "no kernel for it"
     assert {v.name for v in made.outcome.verdicts if v.outcome == "failed"} == set(broken)
@@ -251,6 +255,20 @@ def test_a_model_with_a_fixed_batch(request_for: Make, tmp_path: Path, agent: Ag
     assert found.inputs[0].shape == [batch, 1, 8, 8]
     assert found.golden.samples * batch >= 8
     assert made.scored[0].accuracy.samples == 200
+
+
+def test_a_model_that_is_quantized_already_is_bundled_as_it_is(
+    whole: tuple[Report, Path], request_for: Make, tmp_path: Path
+) -> None:
+    given = whole[1] / "candidates" / "dynamic_int8.onnx"
+    made = run(request_for(model=given))
+    assert [c.name for c in made.candidates] == ["fp32"]
+    assert {o.why for o in made.omitted} == {"the model is quantized already"}
+    tolerance = manifest(tmp_path / "out").golden.tolerance
+    assert tolerance.rtol == 0.0, "it rounds as INT8 does"
+    # Alone as on a device: an answer must not depend on the batch it was computed in.
+    before = next(c for c in whole[0].scored if c.name == "dynamic_int8")
+    assert made.scored[0].accuracy.value == before.accuracy.value
 
 
 def test_several_inputs_and_a_metric_of_ones_own(request_for: Make, tmp_path: Path) -> None:
@@ -348,6 +366,8 @@ def bad_requests() -> list[Any]:
     return [
         ("profile", lambda d, t: "raspberry-pi-9", Reason.UNKNOWN_PROFILE, "raspberry-pi-9"),
         ("model", lambda d, t: t / "absent.onnx", Reason.MODEL_UNREADABLE, "absent.onnx"),
+        ("max_drop", lambda d, t: float("nan"), Reason.BAD_INPUT, "--max-drop is nan"),
+        ("timeout_s", lambda d, t: float("inf"), Reason.BAD_INPUT, "--timeout-s is inf"),
         ("metric", lambda d, t: "top5", Reason.BAD_INPUT, "top5"),
         ("name", lambda d, t: "Not A Name", Reason.BAD_INPUT, "Not A Name"),
         ("version", lambda d, t: "one two", Reason.BAD_INPUT, "one two"),

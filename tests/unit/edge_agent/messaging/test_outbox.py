@@ -430,3 +430,16 @@ def test_payloads_come_out_as_they_went_in(opened: Open) -> None:
     outbox.put("event", event, priority=1, now_ms=0, ttl_s=1.0)
     record = wire.decode(outbox.due(1, 0)[0].data, wire.Record)
     assert wire.decode(json.dumps(record.payload).encode(), wire.Event) == event
+
+
+def test_rows_that_the_controller_misses_are_due_at_once(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox.db", max_bytes=1 << 20, resend_s=60, now_ms=0)
+    for n in range(3):
+        outbox.put("tel", {"n": n}, priority=1, now_ms=0, ttl_s=3600)
+    rows = outbox.due(10, 0)
+    for row in rows:
+        outbox.sent(row, 0)
+    assert outbox.due(10, 1000) == []
+    outbox.acknowledged(wire.Ack(1, "tel", rows[0].epoch, 1, resend=True))
+    assert [row.seq for row in outbox.due(10, 1000)] == [2, 3]
+    outbox.close()

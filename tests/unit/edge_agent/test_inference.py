@@ -23,6 +23,7 @@ from edge_contract.errors import (
 )
 from tests.support.control_double import InferenceDouble
 from tests.support.models import BundleOnDisk, install, make_bundle
+from tests.support.waiting import wait_for
 
 INDEX, STATS = "/v2/repository/index", "/edgeward/v1/stats"
 LOAD = "/v2/repository/models/tiny/load"
@@ -133,6 +134,25 @@ def test_nonsense_counts_as_silence(
         with pytest.raises(TransferFailed) as fault:
             ask()
         assert fault.value.reason is Reason.SERVING_UNREACHABLE
+
+
+def test_a_lifeline_breaks_with_the_process_and_only_then(
+    client: InferenceClient, double: InferenceDouble
+) -> None:
+    line = client.lifeline()
+    client.index()
+    assert not line.broke()
+    for _ in range(3):
+        time.sleep(0.05)  # until the other end has taken it
+        double.restart()
+        wait_for(line.broke, "the break", timeout_s=5)
+        assert not line.broke()
+    double.stop()
+    wait_for(line.broke, "the break", timeout_s=5)
+    assert not line.broke()  # nobody there: nothing that could end
+    double.start()
+    assert not line.broke()
+    line.close()
 
 
 def test_nobody_listens(client: InferenceClient, layout: Layout) -> None:

@@ -202,7 +202,7 @@ def test_the_first_version_and_the_next(agent: Agent, refs: list[Ref], double: I
     agent.deploy(v3)
     assert agent.on_disk() == (v3, v2)
     assert agent.stored() == {v3.digest, v2.digest}  # two generations stay
-    assert [digest for kind, _, digest in double.calls if kind == "load"] == [r.digest for r in refs]
+    assert list(dict.fromkeys(digest for _, _, digest in double.calls)) == [r.digest for r in refs]
     states = [e.detail.partition(":")[0] for e in agent.events if e.version == "2.0.0"]
     assert states == ["resolving", "downloading", "preflight", "activating", "probation", "committed"]
 
@@ -505,6 +505,22 @@ def test_activation_waits_for_an_inference_process_that_restarts(
     assert agent.run_until_settled().outcome == "committed"
 
 
+def test_an_inference_process_that_falls_over_between_load_and_link_serves_the_new_version(
+    agent: Agent, refs: list[Ref], double: InferenceDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    v1, v2 = refs[:2]
+    agent.deploy(v1)
+    real = Store.point
+
+    def point(self: Store, name: str, current: Ref | None, previous: Ref | None) -> None:
+        double.loaded["tiny"] = v1.digest  # a new process: it serves what the disk says at this moment
+        real(self, name, current, previous)
+
+    monkeypatch.setattr(Store, "point", point)
+    assert agent.deploy(v2).outcome == "committed"
+    assert double.loaded == {"tiny": v2.digest}
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "remembered"),
     [
@@ -604,6 +620,22 @@ def test_counts_of_an_inference_process_that_restarted_are_added(
     double.count(v2.digest, 50, errors=12)
     view = agent.run_until_settled()  # 14 of 90
     assert "14 of 90 requests failed" in view.detail
+
+
+def test_an_inference_process_that_never_lives_long_enough_to_answer_reverts(
+    agent: Agent, refs: list[Ref], double: InferenceDouble
+) -> None:
+    """Under load a candidate may kill its process within milliseconds, at every start."""
+    v1, v2 = refs[:2]
+    agent.deploy(v1)
+    probation(agent, v2)
+    double.instead["/edgeward/v1/stats"] = (503, b"")
+    for _ in range(2):
+        agent.look()
+        double.restart()
+    view = agent.run_until_settled()
+    assert (view.outcome, view.reason) == ("reverted", Reason.CANDIDATE_CRASHED)
+    assert agent.updater.rejected.digests() == [v2.digest]
 
 
 def test_an_inference_process_that_falls_over_twice_reverts(
