@@ -186,7 +186,7 @@ class Device:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            print(self.log)  # noqa: T201 - pytest shows it beside the failure
+            print(self.log)
         self.close()
 
 

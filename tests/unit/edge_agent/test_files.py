@@ -1,4 +1,4 @@
-"""edge_agent.files: each function's effect, what cut-off ones leave, full disks, atomicity, order of syscalls."""
+"""edge_agent.files: each function's effect, what cut-off ones leave, full disks, order of syscalls."""
 
 from __future__ import annotations
 

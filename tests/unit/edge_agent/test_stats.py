@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -110,7 +112,7 @@ def test_since_is_the_difference_of_two_looks() -> None:
 
 def test_windows_add_up_to_the_whole() -> None:
     looks = [None, stats(10), stats(10), stats(55), stats(100)]
-    windows = [since(b, a) for a, b in zip(looks, looks[1:], strict=False) if b is not None]
+    windows = [since(b, a) for a, b in pairwise(looks) if b is not None]
     assert sum(w.requests for w in windows) == 100
     assert [sum(c) for c in zip(*(w.latency_counts for w in windows), strict=True)] == histogram([1.0] * 100)
 

@@ -45,7 +45,7 @@ def test_rows_are_stored_once(path: Path) -> None:
 def test_marks_outlive_the_program(path: Path) -> None:
     with Inventory(path, patience_ms=1000) as inventory:
         store(inventory, record(1), record(3))
-        assert inventory.settle({TEL}, 0) == [Progress(TEL, 1, True, [])]
+        assert inventory.settle({TEL}, 0) == [Progress(TEL, 1, True, [], behind=True)]
     with Inventory(path, patience_ms=1000) as inventory:
         store(inventory, record(2))
         assert inventory.settle({TEL}, 0) == [Progress(TEL, 3, True, [])]
@@ -63,7 +63,7 @@ def test_a_known_row_again_is_acknowledged_again(path: Path) -> None:
 def test_gaps_are_kept_and_told_once(path: Path) -> None:
     with Inventory(path, patience_ms=1000) as inventory:
         store(inventory, record(1), record(4, lost=2), record(6, lost=2))
-        assert inventory.settle({TEL}, 0) == [Progress(TEL, 4, True, [Gap(2, 3, True)])]
+        assert inventory.settle({TEL}, 0) == [Progress(TEL, 4, True, [Gap(2, 3, True)], behind=True)]
         # Nothing comes, but the patience for 5 ends.
         assert inventory.settle(set(), 999) == []
         assert inventory.settle(set(), 1000) == [Progress(TEL, 6, True, [Gap(5, 5, False)])]

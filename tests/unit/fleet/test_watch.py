@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from click.testing import Result
@@ -23,9 +23,13 @@ from tests.unit.fleet.device_double import Device, now_ms
 
 
 class Watch:
-    """The real process; its lines as they come."""
+    """The real process; its lines as they come. A test that fails leaves none running."""
+
+    running: ClassVar[list[Watch]] = []
 
     def __init__(self, *arguments: object) -> None:
+        self.running.append(self)
+        self._outcome: tuple[int, str, str] | None = None
         command = [sys.executable, "-u", "-c", "from fleet.cli import main; main()", "watch"]
         self.process = subprocess.Popen(
             [*command, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -36,9 +40,18 @@ class Watch:
         return self.process.stdout.readline()
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
-        self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=10)
-        return self.process.returncode, out, err
+        if not self._outcome:
+            self.process.send_signal(number)
+            out, err = self.process.communicate(timeout=10)
+            self._outcome = (self.process.returncode, out, err)
+        return self._outcome
+
+
+@pytest.fixture(autouse=True)
+def ended() -> Iterator[None]:
+    yield
+    while Watch.running:
+        Watch.running.pop().end(signal.SIGKILL)
 
 
 @pytest.fixture

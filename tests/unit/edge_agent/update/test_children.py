@@ -46,7 +46,8 @@ match sys.argv[1]:
         data = bytearray(int(sys.argv[2]))
         say(event="full", size=len(data))
     case "limits":
-        say(data=resource.getrlimit(resource.RLIMIT_DATA)[0], core=resource.getrlimit(resource.RLIMIT_CORE)[0])
+        limit = resource.getrlimit
+        say(data=limit(resource.RLIMIT_DATA)[0], core=limit(resource.RLIMIT_CORE)[0])
     case "flood":
         sys.stderr.write("e" * 1_000_000); sys.stderr.flush()
         for i in range(20_000):

@@ -28,7 +28,7 @@ from tests.support.http_registry import (
 )
 from tests.support.small_disk import small_disk
 
-BODY = random.Random(1).randbytes(300_000)  # noqa: S311
+BODY = random.Random(1).randbytes(300_000)
 SHA = hashlib.sha256(BODY).hexdigest()
 WRONG = bytes([BODY[0] ^ 1]) + BODY[1:]
 PATH = f"blobs/sha256/{SHA[:2]}/{SHA}"
