@@ -242,7 +242,7 @@ class App:
         if now_ms < self._next_sample_ms:
             return
         self._next_sample_ms = now_ms + int(self._config.telemetry.interval_s * 1000)
-        sample = self._sampler.sample(now_ms)
+        sample = self._sampler.sample(now_ms, serving=self._serving)
         self._outbox.put("tel", sample, priority=_TELEMETRY_PRIORITY, now_ms=now_ms, ttl_s=_TELEMETRY_TTL_S)
 
     def _report(self, event: wire.Event) -> None:

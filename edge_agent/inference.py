@@ -24,6 +24,8 @@ from edge_contract.errors import (
 
 _STATS_LIMIT_BYTES = 8 << 20
 _DONE = 200
+# The control loop waits so long; the other process answers these in milliseconds, if it lives.
+_PATIENCE_S = 1.0
 # Who is at fault, by the inference process's status; anything else may pass.
 _KINDS: dict[int, type[EdgewardError]] = {
     400: DeviceUnfit,  # the store does not hold what it should
@@ -54,7 +56,7 @@ class InferenceClient:
         """For counting how often the process ends from now on."""
         return Lifeline(self._path)
 
-    def index(self, timeout_s: float = 2.0) -> list[Loaded]:
+    def index(self, timeout_s: float = _PATIENCE_S) -> list[Loaded]:
         """What is loaded. Raises TransferFailed when nobody answers."""
         try:
             return [
@@ -81,7 +83,7 @@ class InferenceClient:
         """Stop serving `name`. Raises TransferFailed when nobody answers."""
         self._answer("POST", f"/v2/repository/models/{name}/unload", timeout_s)
 
-    def stats(self, timeout_s: float = 2.0) -> ServingStats:
+    def stats(self, timeout_s: float = _PATIENCE_S) -> ServingStats:
         """Counts since load of every version. Raises TransferFailed when nobody answers."""
         data = self._answer("GET", "/edgeward/v1/stats", timeout_s)
         try:

@@ -18,17 +18,21 @@ class Sampler:
         self._last_ms = now_ms
         self._last: dict[tuple[str, str], VersionStats] = {}
 
-    def sample(self, now_ms: int) -> wire.Telemetry:
-        """The window since the last call."""
+    def sample(self, now_ms: int, *, serving: bool) -> wire.Telemetry:
+        """The window since the last call; models are left out while nothing serves."""
         window_s = max(0.001, (now_ms - self._last_ms) / 1000)
         self._last_ms = now_ms
+        models = self._models(window_s) if serving else []
+        return wire.Telemetry(now_ms, round(window_s, 3), self._sensors.sample(now_ms), models)
+
+    def _models(self, window_s: float) -> list[wire.VersionTelemetry]:
         try:
             versions = self._inference.stats().versions
         except TransferFailed:
-            versions = []  # the reported state says that nothing serves
+            return []  # the reported state says that nothing serves; the next window holds what is missing
         models = [self._window(v, window_s) for v in versions]
         self._last = {(v.name, v.digest): v for v in versions}
-        return wire.Telemetry(now_ms, round(window_s, 3), self._sensors.sample(now_ms), models)
+        return models
 
     def _window(self, now: VersionStats, window_s: float) -> wire.VersionTelemetry:
         part = since(now, self._last.get((now.name, now.digest)))

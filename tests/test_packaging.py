@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -186,20 +187,15 @@ MORE = {"fleet": {"iotcore"}}  # the embedded broker of `edge-fleet broker`, for
 
 def requirements(extras: tuple[str, ...]) -> set[str]:
     """Names of the distributions that the base and these extras declare, extras of extras included."""
-    declared: set[str] = set()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines: list[str] = list(project["dependencies"])
     waiting = list(extras)
-    for line in metadata.requires("edgeward") or []:
-        if "extra ==" not in line:
-            declared.add(name_of(line))
     while waiting:
-        extra = waiting.pop()
-        for line in metadata.requires("edgeward") or []:
-            if not re.search(rf"extra == ['\"]{extra}['\"]", line):
-                continue
-            if nested := re.match(r"edgeward\[([a-z,]+)\]", line):
-                waiting += nested[1].split(",")
-            declared.add(name_of(line))
-    return declared
+        for line in project["optional-dependencies"][waiting.pop()]:
+            nested = re.match(r"edgeward\[([a-z,]+)\]", line)
+            waiting += nested[1].split(",") if nested else []
+            lines.append(line)
+    return {name_of(line) for line in lines}
 
 
 def name_of(requirement: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -171,8 +172,10 @@ def activate(entry: Entry, store: Store, inference: InferenceClient) -> ThreadJo
             load = partial(inference.load, entry.name, target.digest, _LOAD_TIMEOUT_S)
             _patiently(load)
             store.point(entry.name, target, entry.base)
-            # Nothing to do, unless the process fell over in between: then it has read the old link.
-            _patiently(load)
+            # Nothing to do, unless the process fell over in between and has read the old link. If it is
+            # down at this moment, it will read the new one.
+            with suppress(TransferFailed):
+                load()
         except EdgewardError as e:
             return Step(Event.UNHEALTHY, e.reason, f"activation: {e.what}")
         return Step(Event.ACTIVATED)
@@ -264,7 +267,9 @@ class ProbationJob:
         self._lifeline.close()
 
     def _look(self) -> bool:
-        self._restarts += self._lifeline.broke()
+        if self._lifeline.broke():
+            self._restarts += 1
+            return False  # asking a process that is just starting would only hold up the next look
         try:
             stats = self._inference.stats()
         except TransferFailed:

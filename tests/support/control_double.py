@@ -114,7 +114,8 @@ class InferenceDouble:
         self.layout.control_socket.unlink(missing_ok=True)
 
     def restart(self) -> None:
-        """Another process: its counts begin anew."""
+        """Another process: its counts begin anew, and connections that the old one had taken end."""
+        time.sleep(0.03)  # in which it takes those that wait
         self.pid += 1
         self.counts.clear()
         if self._server is not None:

@@ -61,24 +61,28 @@ class Device:
         self.name = name
         self.folder = Path(tempfile.mkdtemp(prefix="ew-"))
         self.tcp = f"127.0.0.1:{tcp_port or free_port()}"
-        sections = {key: dict(values) for key, values in QUICK.items()}
-        sections["broker"]["port"] = broker if isinstance(broker, int) else broker.port
-        sections["registry"] |= {"url": registry_url, "root": str(root)}
-        sections["serving"]["tcp"] = self.tcp
-        for key, values in (settings or {}).items():
-            sections[key] |= values
-        top = {
-            "tenant": TENANT,
-            "device": name,
-            "state_dir": f"{self.folder}/state",
-            "run_dir": f"{self.folder}/run",
-        }
+        self._sections = {key: dict(values) for key, values in QUICK.items()}
+        self._sections["broker"]["port"] = broker if isinstance(broker, int) else broker.port
+        self._sections["registry"] |= {"url": registry_url, "root": str(root)}
+        self._sections["serving"]["tcp"] = self.tcp
         self.config_path = self.folder / "agent.toml"
-        self.config_path.write_text(_toml(top, sections))
+        self.configure(**(settings or {}))
         self.config = configuration.load(self.config_path)
         self.layout = Layout(self.config)
         self.log_path = self.folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
+
+    def configure(self, **settings: Mapping[str, Any]) -> None:
+        """Change sections of the TOML file; it counts from the next start on."""
+        for key, values in settings.items():
+            self._sections[key] |= values
+        top = {
+            "tenant": TENANT,
+            "device": self.name,
+            "state_dir": f"{self.folder}/state",
+            "run_dir": f"{self.folder}/run",
+        }
+        self.config_path.write_text(_toml(top, self._sections))
 
     def start(self, command: str = "up") -> Device:
         """Start `edge-agent up` (or `run`, `serve`) without waiting."""

@@ -78,10 +78,16 @@ class Agent:
         self.events: list[wire.Event] = []
         self.generation = 0
         self.ahead_ms = 0
+        self.updater: Updater = None  # type: ignore[assignment]
         self.restart()
 
     def restart(self) -> None:
+        self.end()
         self.updater = Updater(Path("agent.toml"), self.config, self.events.append, self.now_ms())
+
+    def end(self) -> None:
+        if self.updater is not None:
+            self.updater.stop()
 
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000 + self.ahead_ms
@@ -156,7 +162,7 @@ def agent(
     double: InferenceDouble,
     bundles: list[BundleOnDisk],
     monkeypatch: pytest.MonkeyPatch,
-) -> Agent:
+) -> Iterator[Agent]:
     script = Script(layout)
     for bundle in bundles:
         script.publish(bundle)
@@ -181,7 +187,9 @@ def agent(
     config = Config(
         tenant="t", device="d", state_dir=str(layout.state), run_dir=str(layout.run), update=CONFIG
     )
-    return Agent(layout, config, script, double)
+    agent = Agent(layout, config, script, double)
+    yield agent
+    agent.end()
 
 
 @pytest.fixture
@@ -315,7 +323,7 @@ def test_killed_again_and_again_in_activation_it_gives_up(
     agent.want(tiny=v2)
     journal.save(agent.layout, frozen_in(State.ACTIVATING, agent, refs))
     install(bundles[1], agent.layout, None)
-    double.load_s = 10.0  # never comes to an end before the next kill
+    double.load_s = 100.0  # never comes to an end: a kill would end it
     for _ in range(CONFIG.max_attempts - 1):
         agent.restart()
         agent.updater.tick(agent.now_ms())

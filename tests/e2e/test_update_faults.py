@@ -1,0 +1,121 @@
+"""Bad versions, each really bad: what the device does with them, and what it says about it."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_contract import wire
+from edge_contract.errors import Reason
+from tests.e2e.conftest import MakeSite, Site
+from tests.support.device import load_on
+from tests.support.models import ABOVE, BundleOnDisk, Fault, samples, scores
+
+X = samples(4)
+HOT = X.copy()
+HOT[:, 0] = ABOVE
+PREFLIGHT: dict[Fault, tuple[Reason, str]] = {
+    "wrong_weights": (Reason.GOLDEN_MISMATCH, "preflight: "),
+    "garbage": (Reason.LOAD_FAILED, "preflight: "),
+    "non_finite": (Reason.NON_FINITE_OUTPUT, "preflight: "),
+    "interface": (Reason.MANIFEST_INVALID, "preflight: "),
+}
+if platform.machine() == "x86_64":  # elsewhere a division does not trap
+    PREFLIGHT["crash_at_load"] = (Reason.CANDIDATE_CRASHED, "preflight: the child was killed by SIGFPE")
+
+
+def assert_serves_v1(site: Site, bundle: BundleOnDisk, seed: int = 1) -> None:
+    name = bundle.manifest.name
+    np.testing.assert_allclose(site.device.scores(name, X), scores(X, seed=seed), rtol=1e-4)
+    status = site.device.model(name)
+    assert status["serves"] == {"version": "1.0.0", "digest": bundle.digest}
+    assert status["current"] == "1.0.0"
+
+
+@pytest.fixture(scope="module")
+def site(make_module_site: MakeSite) -> Site:
+    return make_module_site()
+
+
+@pytest.fixture(scope="module")
+def tried(site: Site) -> dict[Fault, tuple[BundleOnDisk, BundleOnDisk, wire.ModelState]]:
+    """One model per fault, all deployed at once: v1, then the bad v2. Fault → (v1, v2, how it ended)."""
+    names = {fault: f"f-{fault.replace('_', '-')}" for fault in PREFLIGHT}
+    good = {fault: site.publish(name, 1) for fault, name in names.items()}
+    bad = {fault: site.publish(name, 2, fault=fault) for fault, name in names.items()}
+    site.install(*good.values())
+    ended = site.deploy(*bad.values())
+    return {f: (good[f], bad[f], model) for f, model in zip(names, ended, strict=True)}
+
+
+@pytest.mark.parametrize("fault", PREFLIGHT)
+def test_preflight_keeps_a_bad_version_out(
+    site: Site, tried: dict[Fault, tuple[BundleOnDisk, BundleOnDisk, wire.ModelState]], fault: Fault
+) -> None:
+    v1, v2, model = tried[fault]
+    reason, detail = PREFLIGHT[fault]
+    assert (model.outcome, model.reason, model.version) == ("failed", reason, "1.0.0")
+    assert model.detail.startswith(detail)
+    assert v2.digest in site.state.rejected
+    assert not site.device.layout.version(v2.digest).exists()
+    events = [e for e in site.operator.events("update") if e.model == model.name and e.version == "2.0.0"]
+    assert (events[-1].reason, events[-1].detail) == (reason, f"failed: {model.detail}")
+    assert "activating" not in [e.detail for e in events]
+    assert_serves_v1(site, v1)
+
+
+def test_a_candidate_that_hangs_is_killed_at_its_deadline(make_site: MakeSite, name: str) -> None:
+    site = make_site(update={"preflight_timeout_s": 3.0})
+    v1, hanging = site.publish(name, 1), site.publish(name, 2, fault="hang")
+    site.install(v1)
+    site.desire(hanging)
+    site.wait_state(name, "preflight")
+    child = site.device.pid("preflight")
+    model = site.operator.wait_settled(name)
+    assert (model.outcome, model.reason) == ("failed", Reason.CANDIDATE_HUNG)
+    assert not Path(f"/proc/{child}").exists()
+    assert_serves_v1(site, v1)
+
+
+# found out only by those who use it
+
+
+@pytest.fixture(scope="module")
+def used(make_module_site: MakeSite) -> Site:
+    """A device with a probation that is long enough for a finding."""
+    return make_module_site(
+        update={"probation_s": 3.0, "probation_min_requests": 40, "probation_max_s": 60.0}
+    )
+
+
+FOUND: dict[Fault, Reason] = {
+    "skewed_above": Reason.OUTPUT_DRIFT,
+    "error_above": Reason.ERROR_RATE,
+    "slow_above": Reason.LATENCY_REGRESSED,
+}
+if platform.machine() == "x86_64":
+    FOUND["crash_above"] = Reason.CANDIDATE_CRASHED
+
+
+@pytest.mark.parametrize("fault", FOUND)
+def test_use_brings_out_what_preflight_could_not(used: Site, name: str, fault: Fault) -> None:
+    # Weights whose answer to HOT is not class 0, so that a skew to it is a change.
+    seed = next(s for s in range(1, 50) if scores(HOT, seed=s).argmax(axis=1)[0] != 0)
+    v1 = used.publish(name, 1, seed=seed)
+    bad = used.publish(name, 2, seed=seed, fault=fault)
+    used.desire(v1)
+    with load_on(used.device, name, HOT, clients=4) as load:
+        assert used.operator.wait_settled(name).outcome == "committed"
+        load.wait_for(60)  # the version before needs a history to be compared with
+        (model,) = used.deploy(bad)
+        load.wait_for(8)  # what was under way
+        reverted_s = time.monotonic()
+        load.wait_for(20)
+    assert (model.outcome, model.reason, model.version) == ("reverted", FOUND[fault], "1.0.0")
+    assert {status for at_s, status in load.answers if at_s > reverted_s} == {200}
+    assert bad.digest in used.state.rejected
+    assert_serves_v1(used, v1, seed)

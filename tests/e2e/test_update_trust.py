@@ -1,0 +1,146 @@
+"""Registries that were altered, have expired or vanish, and disks without room: the old version serves on."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_contract.errors import Reason
+from tests.e2e.conftest import MakeSite, Site
+from tests.support.http_registry import cut, whole
+from tests.support.models import BundleOnDisk, samples, scores
+from tests.support.registry_folder import RegistryFolder
+
+X = samples(4)
+
+
+@pytest.fixture(scope="module")
+def site(make_module_site: MakeSite) -> Site:
+    return make_module_site()
+
+
+@pytest.fixture
+def v1(site: Site, name: str) -> BundleOnDisk:
+    bundle = site.publish(name, 1)
+    site.install(bundle)
+    return bundle
+
+
+def assert_serves(site: Site, name: str, version: int) -> None:
+    np.testing.assert_allclose(site.device.scores(name, X), scores(X, seed=version), rtol=1e-4)
+    assert site.device.model(name)["serves"]["version"] == f"{version}.0.0"
+
+
+def assert_nothing_half_written(site: Site) -> None:
+    """Whole versions and nothing else in the store; no folder under construction."""
+    for folder in site.device.layout.store.iterdir():
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        for file in manifest["files"]:
+            assert (folder / file["name"]).stat().st_size == file["size_bytes"]
+    assert [p.name for p in site.device.layout.staging.iterdir() if p.is_dir()] == []
+
+
+@pytest.mark.parametrize("role", ["model", "manifest"])
+def test_a_blob_that_was_altered_is_refused_and_its_bundle_is_not_blamed(
+    site: Site, v1: BundleOnDisk, name: str, role: str
+) -> None:
+    v2 = site.publish(name, 2)
+    blob = site.registry.blob(v2, role)
+    data = blob.read_bytes()
+    altered = data[:-1] + bytes([data[-1] ^ 1])
+    site.server.instead[str(blob.relative_to(site.registry.folder))] = whole(altered)
+    (model,) = site.deploy(v2)
+    assert (model.outcome, model.reason, model.version) == ("failed", Reason.DIGEST_MISMATCH, "1.0.0")
+    assert blob.name[:12] in model.detail
+    assert_serves(site, name, 1)
+    assert_nothing_half_written(site)
+    assert v2.digest not in site.state.rejected
+    site.server.instead.clear()
+    (model,) = site.deploy(v2)
+    assert model.outcome == "committed"
+    assert_serves(site, name, 2)
+
+
+def test_metadata_that_was_altered_is_refused_until_it_is_right_again(
+    site: Site, v1: BundleOnDisk, name: str
+) -> None:
+    v2 = site.publish(name, 2)
+    path = "metadata/timestamp.json"
+    document = json.loads((site.registry.folder / path).read_text())
+    document["signed"]["version"] += 1000
+    site.server.instead[path] = whole(json.dumps(document).encode())
+    site.desire(v2)
+    model = site.wait_state(name, "waiting")
+    assert (model.reason, model.version) == (Reason.TRUST_FAILED, "1.0.0")
+    assert_serves(site, name, 1)
+    site.server.instead.clear()
+    assert site.operator.wait_settled(name).outcome == "committed"
+    assert_serves(site, name, 2)
+
+
+def test_a_download_that_is_cut_again_and_again_arrives_in_the_end(
+    site: Site, v1: BundleOnDisk, name: str
+) -> None:
+    v2 = site.publish(name, 2, padding_bytes=400_007)
+    blob = site.registry.blob(v2, "labels")
+    path = str(blob.relative_to(site.registry.folder))
+    site.server.instead[path] = cut(blob.read_bytes(), 100_000)
+    (model,) = site.deploy(v2)
+    assert model.outcome == "committed"
+    assert len([seen for seen in site.server.seen if seen.path == "/" + path]) >= 4
+    assert_serves(site, name, 2)
+
+
+def test_metadata_that_has_expired_is_waited_out(make_site: MakeSite, tmp_path: Path, name: str) -> None:
+    registry = RegistryFolder.create(tmp_path / "registry")
+    site = make_site(registry=registry)
+    v1, v2 = site.publish(name, 1), site.publish(name, 2)
+    site.operator.key = registry.operator_key
+    site.install(v1)
+    registry.refresh("--also", "root", "--expires-days-timestamp", "0.000001")
+    time.sleep(1.1)  # expiry has a resolution of a second
+    site.desire(v2)
+    model = site.wait_state(name, "waiting")
+    assert (model.reason, model.version) == (Reason.TRUST_EXPIRED, "1.0.0")
+    assert_serves(site, name, 1)
+    registry.refresh("--also", "root", "--expires-days-timestamp", "1")
+    assert site.operator.wait_settled(name).outcome == "committed"
+
+
+def test_a_disk_without_room_is_told_and_nothing_is_half_written(make_site: MakeSite, name: str) -> None:
+    site = make_site()
+    v1, v2 = site.publish(name, 1), site.publish(name, 2)
+    site.install(v1)
+    site.device.stop()
+    site.device.configure(update={"disk_reserve_bytes": 1 << 60, "max_attempts": 2})
+    site.device.start()
+    (model,) = site.deploy(v2)
+    assert (model.outcome, model.reason, model.version) == ("failed", Reason.DISK_FULL, "1.0.0")
+    assert "given up after 2 attempts" in model.detail
+    assert_serves(site, name, 1)
+    assert_nothing_half_written(site)
+    assert v2.digest not in site.state.rejected
+
+
+def test_a_registry_that_was_never_there_holds_up_nothing_but_the_order(
+    make_site: MakeSite, name: str
+) -> None:
+    """A new device does not know whose orders to take before it has reached the registry."""
+    site = make_site(start="")
+    v1 = site.publish(name, 1)
+    site.server.stop()
+    site.device.start()
+    site.operator.wait_online()
+    site.desire(v1)
+    site.operator.wait(lambda: site.operator.state and site.state.refused, "the reason")
+    assert "[unsigned]" in site.state.refused
+    assert "cannot be reached" in site.state.refused
+    assert site.device.client().request("GET", "/v2/health/live").status == 200
+    site.server.start()
+    assert site.operator.wait_settled(name).outcome == "committed"
+    assert site.state.refused == ""
+    assert [e.reason for e in site.operator.events("refused")] == [Reason.UNSIGNED]
