@@ -136,7 +136,7 @@ def make_module_site(
 
 @pytest.fixture(autouse=True)
 def alone_on_its_device(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Show what the device of the module wrote during a failed test; the next one begins with an empty set."""
+    """Show what the device of the module wrote during a failed test; the next begins with an empty set."""
     site = request.getfixturevalue("site") if "site" in request.fixturenames else None
     before = len(site.device.log) if isinstance(site, Site) else 0
     yield

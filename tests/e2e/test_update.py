@@ -1,4 +1,4 @@
-"""Updates as a device lives them: broker, registry, both processes, real models; only executables and wire."""
+"""Updates as a device lives them: broker, registry, both processes, real models; only executables, wire."""
 
 from __future__ import annotations
 
