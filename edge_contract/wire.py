@@ -236,6 +236,10 @@ class Operators(_Message, frozen=True):
     threshold: Annotated[int, Meta(ge=1)]
     keys: Annotated[list[OperatorKey], Meta(min_length=1, max_length=16)]
 
+    def __post_init__(self) -> None:
+        if self.threshold > len(self.keys):
+            raise ValueError(f"threshold {self.threshold} is more than the {len(self.keys)} keys")
+
     def trusted(self) -> Mapping[str, bytes]:
         """Key id → raw public key."""
         raw = [bytes.fromhex(k.public_hex) for k in self.keys]

@@ -113,6 +113,12 @@ class _Fetch:
                 f"the manifest published as {label} calls itself {found.name}@{found.version}",
                 "publish the bundle under its own name",
             )
+        if canonical.sha256_hex(manifest.to_bytes(found)) != digest:
+            raise BundleRejected(
+                Reason.MANIFEST_INVALID,
+                f"the manifest of {label} is not in its canonical form",
+                "publish the bundle as edge-optimize wrote it",
+            )
         check_fit(found, facts.probe())
         return found
 

@@ -21,7 +21,10 @@ from tests.support.registry_folder import RegistryFolder
 
 @dataclass
 class Site:
-    """A device with its operator, and the registry both know. `wanted` is the set that was deployed last."""
+    """A device with its operator, and the registry both know. `wanted` is the set that was deployed last.
+
+    Between two tests it is forgotten, so that the next deployment removes it, unless `keep` is set.
+    """
 
     device: Device
     operator: Operator
@@ -29,6 +32,7 @@ class Site:
     server: FolderServer
     folder: Path
     wanted: dict[str, BundleOnDisk] = field(default_factory=dict)
+    keep: bool = False
 
     def publish(self, name: str, version: int = 1, **options: Any) -> BundleOnDisk:
         """Make and publish `name`@`version`.0.0 of the standard net; `options` are make_bundle's."""
@@ -142,7 +146,8 @@ def alone_on_its_device(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if isinstance(site, Site):
         print(site.device.log[before:])
-        site.wanted.clear()
+        if not site.keep:
+            site.wanted.clear()
         site.server.instead.clear()
         site.server.rate_bytes_per_s = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_preflight_keeps_a_bad_version_out(
 
 
 def test_a_candidate_that_hangs_is_killed_at_its_deadline(make_site: MakeSite, name: str) -> None:
-    site = make_site(update={"preflight_timeout_s": 3.0})
+    site = make_site(update={"preflight_timeout_s": 2.5})
     v1, hanging = site.publish(name, 1), site.publish(name, 2, fault="hang")
     site.install(v1)
     site.desire(hanging)
@@ -86,36 +87,44 @@ def test_a_candidate_that_hangs_is_killed_at_its_deadline(make_site: MakeSite, n
 
 @pytest.fixture(scope="module")
 def used(make_module_site: MakeSite) -> Site:
-    """A device with a probation that is long enough for a finding."""
+    """A device whose probation cannot end before as many requests as every finding needs."""
     return make_module_site(
-        update={"probation_s": 3.0, "probation_min_requests": 40, "probation_max_s": 60.0}
+        update={"probation_s": 0.8, "probation_min_requests": 40, "probation_max_s": 25.0}
     )
 
 
-FOUND: dict[Fault, Reason] = {
-    "skewed_above": Reason.OUTPUT_DRIFT,
-    "error_above": Reason.ERROR_RATE,
-    "slow_above": Reason.LATENCY_REGRESSED,
-}
+FOUND: list[dict[Fault, Reason]] = [
+    {"skewed_above": Reason.OUTPUT_DRIFT, "error_above": Reason.ERROR_RATE},
+    {"slow_above": Reason.LATENCY_REGRESSED},
+]
 if platform.machine() == "x86_64":
-    FOUND["crash_above"] = Reason.CANDIDATE_CRASHED
+    FOUND.append({"crash_above": Reason.CANDIDATE_CRASHED})
 
 
-@pytest.mark.parametrize("fault", FOUND)
-def test_use_brings_out_what_preflight_could_not(used: Site, name: str, fault: Fault) -> None:
+@pytest.mark.parametrize("faults", FOUND, ids="-".join)
+def test_use_brings_out_what_preflight_could_not(used: Site, name: str, faults: dict[Fault, Reason]) -> None:
     # Weights whose answer to HOT is not class 0, so that a skew to it is a change.
     seed = next(s for s in range(1, 50) if scores(HOT, seed=s).argmax(axis=1)[0] != 0)
-    v1 = used.publish(name, 1, seed=seed)
-    bad = used.publish(name, 2, seed=seed, fault=fault)
-    used.desire(v1)
-    with load_on(used.device, name, HOT, clients=4) as load:
-        assert used.operator.wait_settled(name).outcome == "committed"
-        load.wait_for(60)  # the version before needs a history to be compared with
-        (model,) = used.deploy(bad)
-        load.wait_for(8)  # what was under way
+    names = {fault: f"{name}-{fault.replace('_', '-')}" for fault in faults}
+    good = [used.publish(name, 1, seed=seed) for name in names.values()]
+    bad = [used.publish(name, 2, seed=seed, fault=fault) for fault, name in names.items()]
+    used.desire(*good)
+    with ExitStack() as stack:
+        loads = [stack.enter_context(load_on(used.device, name, HOT)) for name in names.values()]
+        for name in names.values():
+            assert used.operator.wait_settled(name).outcome == "committed"
+        for load in loads:
+            load.wait_for(60)  # the version before needs a history to be compared with
+        ended = used.deploy(*bad)
+        for load in loads:
+            load.wait_for(4)  # what was under way
         reverted_s = time.monotonic()
-        load.wait_for(20)
-    assert (model.outcome, model.reason, model.version) == ("reverted", FOUND[fault], "1.0.0")
-    assert {status for at_s, status in load.answers if at_s > reverted_s} == {200}
-    assert bad.digest in used.state.rejected
-    assert_serves_v1(used, v1, seed)
+        for load in loads:
+            load.wait_for(20)
+    found = {fault: model.reason for fault, model in zip(faults, ended, strict=True)}
+    assert found == faults
+    assert {(model.outcome, model.version) for model in ended} == {("reverted", "1.0.0")}
+    assert {status for load in loads for at_s, status in load.answers if at_s > reverted_s} == {200}
+    assert {bundle.digest for bundle in bad} <= set(used.state.rejected)
+    for bundle in good:
+        assert_serves_v1(used, bundle, seed)

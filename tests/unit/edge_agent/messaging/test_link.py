@@ -115,7 +115,8 @@ def operator(mosquitto: Mosquitto, name: str) -> Iterator[Operator]:
 @pytest.fixture
 def device(make: Callable[..., Device], name: str, operator: Operator) -> Device:
     device = make(name).start()
-    device.run_until(lambda: device.link.connected, "the connection")
+    # Presence is sent after the subscriptions, so once it is seen, nothing that is sent gets lost.
+    device.run_until(lambda: operator.presence is not None, "the connection")
     return device
 
 

@@ -328,6 +328,8 @@ def test_killed_again_and_again_in_activation_it_gives_up(
         agent.restart()
         agent.updater.tick(agent.now_ms())
         assert agent.view().state == "activating"
+    # The threads of the agents that were "killed" still live here; what they ask for must not happen.
+    double.refuse[v2.digest] = (422, Reason.LOAD_FAILED)
     double.load_s = 0.0
     agent.restart()
     view = agent.run_until_settled()
