@@ -38,7 +38,7 @@ class Layout:
         self.rejected = self.state / "rejected.json"
         self.session = self.state / "session.json"
         self.outbox = self.state / "outbox.db"
-        self.control_lock = self.run / "control.lock"
+        self.control_lock = self.state / "control.lock"
         self.up_lock = self.run / "up.lock"
         self.control_socket = self.run / "control.sock"
         self.inference_socket = (

@@ -56,7 +56,7 @@ main.add_command(registry)
 @click.option("--root", type=options.PATH, help="Pinned root.json.  [default: the one beside the keys]")
 @options.keys
 @click.option(
-    "--timeout-s", type=click.FloatRange(1), default=600.0, show_default=True, help="How long to follow."
+    "--timeout-s", type=click.FloatRange(1), default=900.0, show_default=True, help="How long to follow."
 )
 @click.option(
     "--expires-s",

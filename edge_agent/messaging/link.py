@@ -5,6 +5,7 @@ It owns what is in flight; it knows neither models nor updates. Used by the cont
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,8 @@ from edge_agent.config import Config
 from edge_agent.messaging.mqtt import Connected, Disconnected, Message, MqttClient, Taken, Will
 from edge_agent.messaging.outbox import Outbox, Row
 from edge_contract import canonical, wire
+
+log = logging.getLogger("edge_agent.link")
 
 # What paho may hold at once: it keeps nothing across a restart, so the rest stays in the outbox.
 MAX_IN_FLIGHT = 20
@@ -61,6 +64,7 @@ class Link:
     def handle(self, event: Connected | Disconnected | Taken, now_ms: int) -> None:
         """What the client reports of itself."""
         if isinstance(event, Connected):
+            log.info("connected to the broker (session %d)", event.session)
             self.connected, self.detail, self._session = True, "connected", event.session
             self._in_flight.clear()
             self._said = None
@@ -68,6 +72,8 @@ class Link:
             birth = self._birth(event.session, now_ms)
             self._client.publish(self.topics.birth, canonical.to_bytes(birth), retain=True)
         elif isinstance(event, Disconnected):
+            if event.detail != self.detail:  # once for each cause, not at each attempt
+                log.warning("not connected to the broker: %s", event.detail)
             self.connected, self.detail = False, event.detail
             self._in_flight.clear()
         else:

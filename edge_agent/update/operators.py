@@ -5,6 +5,7 @@ The cache is this device's own file, written only after the metadata that names 
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from edge_agent import files
@@ -12,6 +13,8 @@ from edge_agent.layout import Layout
 from edge_agent.update.children import Child
 from edge_contract import wire
 from edge_contract.errors import EdgewardError, Reason
+
+log = logging.getLogger("edge_agent.trust")
 
 FILE = "operators.json"
 _EVERY_MS = 3600_000
@@ -51,7 +54,10 @@ class OperatorKeys:
         self._child = None
         self.asked = True
         if ended.code != 0:
+            before = self.problem
             self.reason, self.problem = ended.failure()
+            if self.problem != before:
+                log.warning("the operators' keys cannot be refreshed: %s", self.problem)
             self._next_ms = now_ms + _AFTER_FAILURE_MS
         else:
             self.reason, self.problem = Reason.OK, ""
