@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,16 @@ def _sites(mosquitto: Mosquitto, registry: RegistryFolder, folder: Path) -> Iter
     closing: list[Callable[[], object]] = []
 
     def make(
-        *, start: str = "up", registry: RegistryFolder = registry, broker: Any = mosquitto, **settings: Any
+        *,
+        start: str = "up",
+        registry: RegistryFolder = registry,
+        broker: Mosquitto = mosquitto,
+        broker_settings: Mapping[str, Any] | None = None,
+        **settings: Mapping[str, Any],
     ) -> Site:
+        """`settings` are sections of the agent's TOML file."""
+        if broker_settings:
+            settings["broker"] = broker_settings
         server = FolderServer(registry.folder)
         server.start()
         closing.append(server.stop)

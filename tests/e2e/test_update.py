@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,33 @@ from edge_contract.errors import Reason
 from edge_contract.manifest import Needs
 from tests.e2e.conftest import MakeSite, Site
 from tests.support.device import load_on
-from tests.support.http_registry import status
 from tests.support.models import make_bundle, samples, scores
 from tests.support.operator import Operator
 
 X = samples(4)
 
 
+READY = [f"ready-{i}" for i in range(7)]
+
+
 @pytest.fixture(scope="module")
 def site(make_module_site: MakeSite) -> Site:
-    return make_module_site()
+    """A device that serves version 1.0.0 of several models already, one for each test that wants one."""
+    site = make_module_site()
+    site.keep = True
+    site.install(*(site.publish(name, 1) for name in READY))
+    return site
+
+
+@pytest.fixture(scope="module")
+def unused(site: Site) -> Iterator[str]:
+    return iter(READY)
+
+
+@pytest.fixture
+def ready(unused: Iterator[str]) -> str:
+    """The name of a model of which 1.0.0 serves and was not touched by another test."""
+    return next(unused)
 
 
 @pytest.fixture
@@ -34,24 +52,23 @@ def assert_serves(site: Site, name: str, seed: int) -> None:
 
 
 def test_install_and_update_under_load_without_a_failed_request(
-    site: Site, operator: Operator, name: str
+    site: Site, operator: Operator, ready: str
 ) -> None:
-    v1, v2 = site.publish(name, 1), site.publish(name, 2)
-    site.install(v1)
-    assert_serves(site, name, 1)
-    with load_on(site.device, name, X) as load:
+    v2 = site.publish(ready, 2)
+    assert_serves(site, ready, 1)
+    with load_on(site.device, ready, X) as load:
         load.wait_for(20)
         (model,) = site.deploy(v2)
         load.wait_for(20)
     assert (model.outcome, model.version, model.previous_version) == ("committed", "2.0.0", "1.0.0")
     assert load.failures == []
     assert load.statuses == {200}
-    assert_serves(site, name, 2)
+    assert_serves(site, ready, 2)
 
-    status = site.device.model(name)
+    status = site.device.model(ready)
     assert status["serves"] == {"version": "2.0.0", "digest": v2.digest}
     assert (status["current"], status["previous"], status["outcome"]) == ("2.0.0", "1.0.0", "committed")
-    told = [e.detail.partition(":")[0] for e in operator.events("update") if e.model == name]
+    told = [e.detail.partition(":")[0] for e in operator.events("update") if e.model == ready]
     assert told == ["resolving", "downloading", "preflight", "activating", "probation", "committed"] * 2
 
 
@@ -67,18 +84,17 @@ def test_two_models_at_once_and_a_removal(site: Site, name: str) -> None:
     assert one not in [m["name"] for m in site.device.status()["models"]]
 
 
-def test_rollback_goes_back_and_stays_there(site: Site, operator: Operator, name: str) -> None:
-    v1, v2 = site.publish(name, 1), site.publish(name, 2)
-    site.install(v1)
-    site.install(v2)
-    result = operator.command("rollback", model=name)
-    assert (result.ok, result.data) == (True, {"model": name, "version": "1.0.0", "digest": v1.digest})
-    operator.wait(lambda: (m := operator.model(name)) and m.outcome == "reverted", "the rollback")
-    model = operator.model(name)
+def test_rollback_goes_back_and_stays_there(site: Site, operator: Operator, ready: str) -> None:
+    v1 = site.wanted[ready]
+    site.install(site.publish(ready, 2))
+    result = operator.command("rollback", model=ready)
+    assert (result.ok, result.data) == (True, {"model": ready, "version": "1.0.0", "digest": v1.digest})
+    operator.wait(lambda: (m := operator.model(ready)) and m.outcome == "reverted", "the rollback")
+    model = operator.model(ready)
     assert model is not None
     assert (model.version, model.reason) == ("1.0.0", Reason.OPERATOR_ROLLBACK)
-    assert_serves(site, name, 1)
-    again = operator.command("rollback", model=name)
+    assert_serves(site, ready, 1)
+    again = operator.command("rollback", model=ready)
     assert (again.ok, again.reason) == (False, Reason.NO_PREVIOUS)
     unknown = operator.command("rollback", model="nobody")
     assert (unknown.ok, unknown.reason) == (False, Reason.UNKNOWN_MODEL)
@@ -86,10 +102,9 @@ def test_rollback_goes_back_and_stays_there(site: Site, operator: Operator, name
 
 
 def test_a_version_thrown_out_is_tried_again_only_when_an_operator_says_so(
-    site: Site, operator: Operator, name: str
+    site: Site, operator: Operator, ready: str
 ) -> None:
-    v1, bad = site.publish(name, 1), site.publish(name, 2, fault="wrong_weights")
-    site.install(v1)
+    bad = site.publish(ready, 2, fault="wrong_weights")
     (model,) = site.deploy(bad)
     assert (model.outcome, model.reason, model.version) == ("failed", Reason.GOLDEN_MISMATCH, "1.0.0")
     assert bad.digest in site.state.rejected
@@ -100,13 +115,12 @@ def test_a_version_thrown_out_is_tried_again_only_when_an_operator_says_so(
     operator.wait(lambda: site.state.rejected == [], "the empty list")
     (model,) = site.deploy(bad)
     assert (model.outcome, model.reason) == ("failed", Reason.GOLDEN_MISMATCH)
-    assert_serves(site, name, 1)
+    assert_serves(site, ready, 1)
 
 
-def test_bench_measures_the_version_that_serves(site: Site, operator: Operator, name: str) -> None:
-    v1 = site.publish(name, 1)
-    site.install(v1)
-    result = operator.command("bench", model=name, timeout_s=60.0)
+def test_bench_measures_the_version_that_serves(site: Site, operator: Operator, ready: str) -> None:
+    v1 = site.wanted[ready]
+    result = operator.command("bench", model=ready, timeout_s=60.0)
     assert result.ok, result
     (measured,) = result.data["results"]
     assert measured["p50_ms"] > 0
@@ -114,27 +128,16 @@ def test_bench_measures_the_version_that_serves(site: Site, operator: Operator, 
     assert operator.command("bench", model="nobody").reason is Reason.UNKNOWN_MODEL
 
 
-def test_a_registry_that_is_away_is_waited_for(site: Site, name: str) -> None:
-    v1, v2 = site.publish(name, 1), site.publish(name, 2)
-    site.install(v1)
+def test_a_registry_that_is_away_is_waited_for(site: Site, ready: str) -> None:
+    v2 = site.publish(ready, 2)
     site.server.stop()
     site.desire(v2)
-    model = site.wait_state(name, "waiting")
+    model = site.wait_state(ready, "waiting")
     assert (model.reason, model.version) == (Reason.REGISTRY_UNREACHABLE, "1.0.0")
-    assert_serves(site, name, 1)
+    assert_serves(site, ready, 1)
     site.server.start()
-    assert site.operator.wait_settled(name).outcome == "committed"
-    assert_serves(site, name, 2)
-
-
-def test_a_blob_that_arrives_in_the_registry_late_is_waited_for(site: Site, name: str) -> None:
-    late = site.publish(name, 1)
-    path = site.registry.blob(late).relative_to(site.registry.folder)
-    site.server.instead[str(path)] = status(404)
-    site.desire(late)
-    assert site.wait_state(name, "waiting").reason is Reason.BLOB_MISSING
-    site.server.instead.clear()
-    assert site.operator.wait_settled(name).outcome == "committed"
+    assert site.operator.wait_settled(ready).outcome == "committed"
+    assert_serves(site, ready, 2)
 
 
 def test_a_version_that_is_published_late_is_waited_for(site: Site, name: str, tmp_path: Path) -> None:
@@ -145,22 +148,20 @@ def test_a_version_that_is_published_late_is_waited_for(site: Site, name: str, t
     assert site.operator.wait_settled(name).outcome == "committed"
 
 
-def test_what_this_device_cannot_run_is_not_tried(site: Site, name: str) -> None:
-    v1, greedy = site.publish(name, 1), site.publish(name, 2, needs=Needs(memory_bytes=1 << 40))
-    site.install(v1)
+def test_what_this_device_cannot_run_is_not_tried(site: Site, ready: str) -> None:
+    greedy = site.publish(ready, 2, needs=Needs(memory_bytes=1 << 40))
     (model,) = site.deploy(greedy)
     assert (model.outcome, model.reason, model.version) == ("failed", Reason.MEMORY_TOO_SMALL, "1.0.0")
     assert greedy.digest not in site.state.rejected
 
 
-def test_a_newer_wish_ends_a_download(site: Site, name: str) -> None:
-    v1, big, v3 = site.publish(name, 1), site.publish(name, 2, padding_bytes=500_003), site.publish(name, 3)
-    site.install(v1)
+def test_a_newer_wish_ends_a_download(site: Site, ready: str) -> None:
+    big, v3 = site.publish(ready, 2, padding_bytes=500_003), site.publish(ready, 3)
     site.server.rate_bytes_per_s = 100_000
     site.desire(big)
-    site.wait_state(name, "downloading")
-    site.operator.wait(lambda: (m := site.operator.model(name)) and m.progress > 0.05, "progress")
+    site.wait_state(ready, "downloading")
+    site.operator.wait(lambda: (m := site.operator.model(ready)) and m.progress > 0.05, "progress")
     (model,) = site.deploy(v3)
     site.server.rate_bytes_per_s = 0
     assert (model.outcome, model.version, model.previous_version) == ("committed", "3.0.0", "1.0.0")
-    assert [p.name for p in site.device.layout.store.iterdir()].count(big.digest) == 0
+    assert [p.ready for p in site.device.layout.store.iterdir()].count(big.digest) == 0
