@@ -164,4 +164,4 @@ def test_a_newer_wish_ends_a_download(site: Site, ready: str) -> None:
     (model,) = site.deploy(v3)
     site.server.rate_bytes_per_s = 0
     assert (model.outcome, model.version, model.previous_version) == ("committed", "3.0.0", "1.0.0")
-    assert [p.ready for p in site.device.layout.store.iterdir()].count(big.digest) == 0
+    assert [p.name for p in site.device.layout.store.iterdir()].count(big.digest) == 0
