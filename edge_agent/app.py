@@ -106,6 +106,8 @@ class App:
         next_ping_s = time.monotonic()
         while not self._stop:
             self._receive()
+            if self._stop:
+                break  # what children do while everything ends is no verdict
             self._tick(clock_ms())
             if watchdog_s is not None and time.monotonic() >= next_ping_s:
                 sdnotify.notify(sdnotify.WATCHDOG)
@@ -145,19 +147,30 @@ class App:
             log.error("%s", e)
 
     def _tick(self, now_ms: int) -> None:
-        try:
-            if self._operators.tick(now_ms) and self._held is not None:
-                held, self._held = self._held, None
-                self._route(held, now_ms)
-            self._look(now_ms)
-            self._updater.tick(now_ms)
-            self._commands.tick(now_ms)
-            self._sample(now_ms)
-            self._link.say_state(self._state(now_ms))
-            self._link.tick(now_ms)
-        except StorageFault as e:
-            # The disk may recover or be freed; serving goes on, and each part keeps its old state.
-            log.error("%s", e)
+        parts = (
+            self._refresh_keys,
+            self._look,
+            self._updater.tick,
+            self._commands.tick,
+            self._sample,
+            self._speak,
+        )
+        for part in parts:
+            try:
+                part(now_ms)
+            except StorageFault as e:
+                # The disk may recover or be freed. The part keeps its old state, and the others go on:
+                # a full disk must not keep a bad version from being reverted.
+                log.error("%s", e)
+
+    def _refresh_keys(self, now_ms: int) -> None:
+        if self._operators.tick(now_ms) and self._held is not None:
+            held, self._held = self._held, None
+            self._route(held, now_ms)
+
+    def _speak(self, now_ms: int) -> None:
+        self._link.say_state(self._state(now_ms))
+        self._link.tick(now_ms)
 
     def _desired(self, message: Message, now_ms: int) -> None:
         if not message.payload:

@@ -129,7 +129,7 @@ def _keep(program: _Program, config_path: Path) -> None:
 
 def _how(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
-    return f"code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+    return f"code {code}" if code >= 0 else f"ended by signal {-code} ({signal.strsignal(-code)})"
 
 
 def _start(program: _Program, config_path: Path) -> int:

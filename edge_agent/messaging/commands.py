@@ -5,13 +5,18 @@ What a command does is given by the composition root as a handler; this module k
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from edge_agent.messaging.mqtt import Message
 from edge_agent.messaging.outbox import Outbox
 from edge_contract import canonical, wire
-from edge_contract.errors import EdgewardError, MessageRejected, Reason
+from edge_contract.errors import EdgewardError, MessageRejected, Reason, StorageFault
+
+log = logging.getLogger("edge_agent.commands")
+
+_TOPIC_LIMIT_BYTES = 1024
 
 
 class Pending(Protocol):
@@ -79,13 +84,19 @@ class Commands:
 
     def _finish(self, message: Message, result: wire.Result, now_ms: int) -> None:
         body = canonical.to_bytes(result)
-        self._outbox.keep_result(result.id, body, now_ms)
+        try:
+            self._outbox.keep_result(result.id, body, now_ms)
+        except StorageFault as e:
+            log.error("the result of command %s cannot be kept: %s", result.id, e)
         self._answer(message, body)
 
     def _answer(self, message: Message, body: bytes) -> None:
         """Answers go below this device's own result topic, whatever the request asked for."""
         topic = message.response_topic
-        own = topic == self._result_topic or topic.startswith(self._result_topic + "/")
+        below = topic.startswith(self._result_topic + "/")
+        # The signature does not cover this field, so it may be anything, also what no topic may hold.
+        plain = not set(topic) & set("+#\0") and len(topic.encode()) < _TOPIC_LIMIT_BYTES
+        own = topic == self._result_topic or (below and plain)
         self._reply(topic if own else self._result_topic, message.correlation, body)
 
 

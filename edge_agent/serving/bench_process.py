@@ -17,6 +17,14 @@ from typing import IO, Any
 from edge_contract.errors import Reason
 
 
+def _signal_name(number: int) -> str:
+    """`SIGKILL`; real-time signals have only a number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class Died(Exception):
     """A worker gave no answer: it crashed or hung."""
 
@@ -79,7 +87,7 @@ class Worker:
 
     def _died(self) -> Died:
         code = self._process.wait()
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        how = f"killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}"
         return Died(
             Reason.CANDIDATE_CRASHED,
             f"its process was {how}" if code < 0 else f"its process {how}",

@@ -56,8 +56,9 @@ def _by_event(entry: Entry, event: Event, here: Situation) -> Entry:
                 entry,
                 generation=here.wanted_generation,
                 target=here.wanted,
-                base=here.current,
-                older=here.previous,
+                # Where `current` cannot be read, the version before is what a revert can still go to.
+                base=here.current or here.previous,
+                older=here.previous if here.current else None,
                 attempts=1,
                 baseline=None,
                 outcome="none",

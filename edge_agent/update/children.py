@@ -17,10 +17,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from edge_contract.console import os_fault
-from edge_contract.errors import Reason
+from edge_contract.errors import BundleRejected, DeviceUnfit, Reason, StorageFault, TransferFailed
 
 _LINE_LIMIT_BYTES = 1 << 20
 _STDERR_TAIL = 400
+_BY_EXIT_CODE = {
+    BundleRejected.exit_code: Reason.LOAD_FAILED,
+    TransferFailed.exit_code: Reason.REGISTRY_UNREACHABLE,
+    DeviceUnfit.exit_code: Reason.DEVICE_UNFIT,
+    StorageFault.exit_code: Reason.STORAGE_FAULT,
+}
 
 
 class Ended(NamedTuple):
@@ -33,16 +39,31 @@ class Ended(NamedTuple):
 
     def failure(self) -> tuple[Reason, str]:
         """Reason code and sentence of a child that did not end well."""
-        error = self.last.get("error", self.last)
-        if "reason" in error and "what" in error and self.code > 0:
-            step = error.get("next_step", "")
-            return Reason(error["reason"]), f"{error['what']} → {step}" if step else str(error["what"])
+        told = self.last.get("error", self.last)
+        if self.code > 0 and isinstance(told, dict) and "what" in told:
+            step = told.get("next_step", "")
+            return self._reason(told.get("reason")), f"{told['what']} → {step}" if step else str(told["what"])
         if self.hung:
             return Reason.CANDIDATE_HUNG, "the child did not end in time and was killed"
         if self.code < 0:
-            name = signal.Signals(-self.code).name
+            name = signal_name(-self.code)
             return Reason.CANDIDATE_CRASHED, f"the child was killed by {name}. {self.stderr}".strip()
         return Reason.CANDIDATE_CRASHED, f"the child ended with code {self.code}. {self.stderr}".strip()
+
+    def _reason(self, code: Any) -> Reason:
+        """The child's own code; one that only a newer agent knows says no more than whose fault it was."""
+        try:
+            return Reason(code)
+        except ValueError:
+            return _BY_EXIT_CODE.get(self.code, Reason.CANDIDATE_CRASHED)
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL`; real-time signals have only a number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 class Child:
@@ -72,8 +93,14 @@ class Child:
             threading.Thread(target=self._read_lines, daemon=True),
             threading.Thread(target=self._read_stderr, daemon=True),
         ]
-        for reader in self._readers:
-            reader.start()
+        try:
+            for reader in self._readers:
+                reader.start()
+        except RuntimeError as e:  # Python's word for "too many tasks"
+            self.kill()
+            raise StorageFault(
+                Reason.STORAGE_FAULT, f"no thread can be made now: {e}", "free memory or raise TasksMax"
+            ) from e
 
     def lines(self) -> list[dict[str, Any]]:
         """Lines that arrived since the last call."""

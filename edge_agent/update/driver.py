@@ -105,10 +105,10 @@ class ModelDriver:
     def rollback(self, reason: Reason, detail: str) -> Ref:
         """Go back to the version before; returns it. Raises MessageRejected when there is none."""
         state = self._entry.state
-        if any(step.event is Event.ROLLBACK for step in self._steps):
+        if any(step.event is not Event.RESTARTED for step in self._steps):
             raise MessageRejected(
                 Reason.NO_PREVIOUS,
-                f"{self.name} is going back to the version before already",
+                f"{self.name} is in the middle of a step, perhaps back to the version before already",
                 "wait for the reported state; a second rollback would go back further",
             )
         if state is State.PROBATION and self._entry.base is not None:

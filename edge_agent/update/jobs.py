@@ -36,6 +36,8 @@ _FETCH_TIMEOUT_S = 24 * 3600.0
 _LOAD_TIMEOUT_S = 120.0
 _PATIENCE_S = 60.0
 _PAUSE_S = 0.3
+_LOOK_EVERY_MS = 500
+_LONGEST_STEP_MS = 5000
 
 
 class Job(Protocol):
@@ -239,20 +241,25 @@ class ProbationJob:
         self._restarts = 0
         self._earlier: list[VersionStats] = []
         self._latest: VersionStats | None = None
-        self._next_look_ms = 0
+        self._last_look_ms = 0
+        self._elapsed_s = 0.0
 
     def poll(self, now_ms: int) -> list[Step]:
-        if now_ms < self._next_look_ms:
+        step_ms = now_ms - self._last_look_ms
+        if 0 <= step_ms < _LOOK_EVERY_MS:
             return []
-        self._next_look_ms = now_ms + 500
+        if self._last_look_ms:
+            # A clock that is set (no RTC, the network comes) must not end a probation unseen, so only
+            # time that was watched counts. After a restart of this process it begins anew.
+            self._elapsed_s += min(max(step_ms, 0), _LONGEST_STEP_MS) / 1000
+        self._last_look_ms = now_ms
         answering = self._look()
-        elapsed_s = max(0.0, (now_ms - self._entry.probation_since_ms) / 1000)
         verdict = probation.judge(
             self._config,
             self._counts() if answering else None,
             self._entry.baseline,
             restarts=self._restarts,
-            elapsed_s=elapsed_s,
+            elapsed_s=self._elapsed_s,
         )
         if isinstance(verdict, probation.Watch):
             self.progress = verdict.share

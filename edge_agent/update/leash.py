@@ -18,6 +18,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _tie(parent: int, memory_bytes: int) -> None:
+    # A service manager or a terminal signals the whole group. Only the parent ends a child, with SIGKILL:
+    # otherwise a restart of the agent would look like a crash of the candidate.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # it died before it could be tied to

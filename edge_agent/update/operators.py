@@ -46,6 +46,7 @@ class OperatorKeys:
         if self._child is None:
             if now_ms >= self._next_ms:
                 self._asked_ms = now_ms
+                self._next_ms = now_ms + _AFTER_FAILURE_MS  # also when no child can be made now
                 self._child = Child(["trust", "--config", str(self._config_path)], timeout_s=_TIMEOUT_S)
             return False
         ended = self._child.ended()

@@ -93,13 +93,13 @@ class Updater:
         return [driver.view() for _, driver in sorted(self._drivers.items())]
 
     def _adopt(self, desired: wire.Desired, now_ms: int) -> None:
-        self.generation = desired.generation
         wanted = {m.name: Ref(m.version, m.manifest_sha256) for m in desired.models}
-        for name in wanted:
-            if name not in self._drivers:
-                self._drivers[name] = ModelDriver(self._tools, name, now_ms)
+        new = {n: ModelDriver(self._tools, n, now_ms) for n in wanted if n not in self._drivers}
+        self._drivers |= new
         for name, driver in self._drivers.items():
             driver.want(wanted.get(name), desired.generation)
+        # Last, so that a fault above leaves the message to be accepted when it comes again.
+        self.generation = desired.generation
 
     def _adopt_stored(self, report: Callable[[wire.Event], None], now_ms: int) -> None:
         data = files.read(self._layout.desired)

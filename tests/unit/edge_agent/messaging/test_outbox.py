@@ -443,3 +443,18 @@ def test_rows_that_the_controller_misses_are_due_at_once(tmp_path: Path) -> None
     outbox.acknowledged(wire.Ack(1, "tel", rows[0].epoch, 1, resend=True))
     assert [row.seq for row in outbox.due(10, 1000)] == [2, 3]
     outbox.close()
+
+
+def test_a_row_with_a_flipped_bit_is_counted_as_lost(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    outbox = Outbox(path, max_bytes=1 << 20, resend_s=60, now_ms=0)
+    for n in range(3):
+        outbox.put("tel", {"n": n}, priority=1, now_ms=0, ttl_s=3600)
+    outbox.close()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE rows SET payload = ? WHERE seq = 2", (b'{"n"\xba1}',))
+    db.close()
+    outbox = Outbox(path, max_bytes=1 << 20, resend_s=60, now_ms=0)
+    assert [row.seq for row in outbox.due(10, 0)] == [1, 3]
+    assert {json.loads(row.data)["lost"] for row in outbox.due(10, 0)} == {1}
+    outbox.close()

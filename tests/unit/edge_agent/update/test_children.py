@@ -174,3 +174,17 @@ def test_no_process_can_be_made_now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(StorageFault, match="/nowhere/python"):
         Child(["talk"], timeout_s=1)
+
+
+@pytest.mark.parametrize(
+    ("code", "last", "reason"),
+    [
+        (5, {"reason": "of_a_newer_agent", "what": "no"}, Reason.REGISTRY_UNREACHABLE),
+        (6, {"reason": "of_a_newer_agent", "what": "no"}, Reason.DEVICE_UNFIT),
+        (1, {"error": 5}, Reason.CANDIDATE_CRASHED),
+        (4, {"reason": None, "what": "no"}, Reason.LOAD_FAILED),
+        (-40, {}, Reason.CANDIDATE_CRASHED),
+    ],
+)
+def test_whatever_a_child_says_last_is_a_result(code: int, last: dict[str, object], reason: Reason) -> None:
+    assert Ended(code, last, False, "").failure()[0] is reason

@@ -515,6 +515,19 @@ def test_activation_waits_for_an_inference_process_that_restarts(
     assert agent.run_until_settled().outcome == "committed"
 
 
+def test_the_disk_names_the_new_version_only_when_it_has_loaded(
+    agent: Agent, refs: list[Ref], double: InferenceDouble
+) -> None:
+    v1, v2 = refs[:2]
+    agent.deploy(v1)
+    double.load_s = 0.3
+    agent.want(tiny=v2)
+    agent.run_until(lambda: ("load", "tiny", v2.digest) in double.calls, "the load")
+    assert agent.on_disk() == (v1, None)
+    agent.run_until(lambda: agent.view().state == "probation", "the activation")
+    assert agent.on_disk() == (v2, v1)
+
+
 def test_an_inference_process_that_falls_over_between_load_and_link_serves_the_new_version(
     agent: Agent, refs: list[Ref], double: InferenceDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
