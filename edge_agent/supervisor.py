@@ -20,6 +20,7 @@ from pathlib import Path
 from edge_agent import files
 from edge_agent.config import Config, host_port
 from edge_agent.layout import Layout
+from edge_agent.signals import signal_name
 from edge_contract.errors import DeviceUnfit, Reason
 
 log = logging.getLogger("edge_agent.up")
@@ -129,7 +130,7 @@ def _keep(program: _Program, config_path: Path) -> None:
 
 def _how(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
-    return f"code {code}" if code >= 0 else f"ended by signal {-code} ({signal.strsignal(-code)})"
+    return f"code {code}" if code >= 0 else f"killed by {signal_name(-code)}"
 
 
 def _start(program: _Program, config_path: Path) -> int:

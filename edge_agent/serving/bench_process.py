@@ -8,21 +8,13 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
 from typing import IO, Any
 
+from edge_agent.signals import signal_name
 from edge_contract.errors import Reason
-
-
-def _signal_name(number: int) -> str:
-    """`SIGKILL`; real-time signals have only a number."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 class Died(Exception):
@@ -87,7 +79,7 @@ class Worker:
 
     def _died(self) -> Died:
         code = self._process.wait()
-        how = f"killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}"
+        how = f"killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
         return Died(
             Reason.CANDIDATE_CRASHED,
             f"its process was {how}" if code < 0 else f"its process {how}",

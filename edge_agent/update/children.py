@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from edge_agent.signals import signal_name
 from edge_contract.console import os_fault
 from edge_contract.errors import BundleRejected, DeviceUnfit, Reason, StorageFault, TransferFailed
 
@@ -56,14 +56,6 @@ class Ended(NamedTuple):
             return Reason(code)
         except ValueError:
             return _BY_EXIT_CODE.get(self.code, Reason.CANDIDATE_CRASHED)
-
-
-def signal_name(number: int) -> str:
-    """`SIGKILL`; real-time signals have only a number."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 class Child:
