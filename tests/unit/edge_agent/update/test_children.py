@@ -62,8 +62,9 @@ def fake_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "edge_agent" / "__init__.py").touch()
     (folder / "edge_agent" / "__main__.py").write_text(_FAKE)
     (folder / "edge_agent" / "update" / "__init__.py").touch()
-    leash = Path(children.__file__).with_name("leash.py").read_text()
-    (folder / "edge_agent" / "update" / "leash.py").write_text(leash)
+    real = Path(children.__file__).parent.parent
+    for part in ("update/leash.py", "signals.py"):
+        (folder / "edge_agent" / part).write_text((real / part).read_text())
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.chdir(folder)
 
