@@ -23,7 +23,7 @@ demo: $(READY) ## Watch a model go through its whole life on this machine
 
 .PHONY: test
 test: check ## Run all checks and all tests
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: check
 check: $(READY) ## Check format, style and types

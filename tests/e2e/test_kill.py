@@ -76,7 +76,7 @@ class Victim:
 
 @pytest.fixture(scope="module")
 def site(make_module_site: MakeSite) -> Site:
-    return make_module_site(update={"probation_s": 1.5})
+    return make_module_site(update={"probation_s": 1.0})
 
 
 @pytest.fixture(scope="module")

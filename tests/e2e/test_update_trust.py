@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,17 @@ import pytest
 from edge_contract.errors import Reason
 from tests.e2e.conftest import MakeSite, Site
 from tests.support.http_registry import whole
-from tests.support.models import samples, scores
-from tests.support.registry_folder import RegistryFolder
+from tests.support.models import make_bundle, samples, scores
 
 X = samples(4)
 
 
 @pytest.fixture(scope="module")
 def site(make_module_site: MakeSite) -> Site:
-    """A device that serves three models of version 1.0.0, one for each of the tests that share it."""
+    """A device that serves four models of version 1.0.0, one for each of the tests that share it."""
     site = make_module_site()
     site.keep = True
-    site.install(*(site.publish(name, 1) for name in ("one", "two", "three")))
+    site.install(*(site.publish(name, 1) for name in ("one", "two", "three", "four")))
     return site
 
 
@@ -74,50 +74,60 @@ def test_metadata_that_was_altered_is_refused_until_it_is_right_again(site: Site
     assert_serves(site, "two", 2)
 
 
-def test_a_disk_without_room_is_told_and_nothing_is_half_written(site: Site) -> None:
-    v2 = site.publish("three", 2)
+@pytest.fixture
+def full(site: Site) -> Iterator[Site]:
+    """The device, restarted with a reserve that no disk has."""
+    settings = site.device.config.update
+    _restart(site, disk_reserve_bytes=1 << 60, max_attempts=2)
+    yield site
+    _restart(site, disk_reserve_bytes=settings.disk_reserve_bytes, max_attempts=settings.max_attempts)
+
+
+def _restart(site: Site, **settings: int) -> None:
     site.device.stop()
-    site.device.configure(update={"disk_reserve_bytes": 1 << 60, "max_attempts": 2})
+    site.device.configure(update=settings)
     site.device.start()
-    (model,) = site.deploy(v2)
+
+
+def test_a_disk_without_room_is_told_and_nothing_is_half_written(full: Site) -> None:
+    v2 = full.publish("three", 2)
+    (model,) = full.deploy(v2)
     assert (model.outcome, model.reason, model.version) == ("failed", Reason.DISK_FULL, "1.0.0")
     assert "given up after 2 attempts" in model.detail
-    assert_serves(site, "three", 1)
-    assert_nothing_half_written(site)
-    assert v2.digest not in site.state.rejected
+    assert_serves(full, "three", 1)
+    assert_nothing_half_written(full)
+    assert v2.digest not in full.state.rejected
 
 
-def test_metadata_that_has_expired_is_waited_out(make_site: MakeSite, tmp_path: Path, name: str) -> None:
-    registry = RegistryFolder.create(tmp_path / "registry")
-    site = make_site(registry=registry)
-    v1, v2 = site.publish(name, 1), site.publish(name, 2)
-    site.operator.key = registry.operator_key
-    site.install(v1)
-    registry.refresh("--also", "root", "--expires-days-timestamp", "0.000001")
+def test_metadata_that_has_expired_is_waited_out(site: Site, tmp_path: Path) -> None:
+    """The last test of this device: it has then seen newer metadata than the others' registry has."""
+    aged = site.registry.copy(tmp_path)
+    v2 = make_bundle(tmp_path, "four", "2.0.0", 2, seed=2)
+    aged.publish(v2)
+    aged.refresh("--also", "root", "--expires-days-timestamp", "0.000001")
+    site.server.folder = aged.folder
     time.sleep(1.1)  # expiry has a resolution of a second
     site.desire(v2)
-    model = site.wait_state(name, "waiting")
+    model = site.wait_state("four", "waiting")
     assert (model.reason, model.version) == (Reason.TRUST_EXPIRED, "1.0.0")
-    assert_serves(site, name, 1)
-    registry.refresh("--also", "root", "--expires-days-timestamp", "1")
-    assert site.operator.wait_settled(name).outcome == "committed"
+    assert_serves(site, "four", 1)
+    aged.refresh("--also", "root", "--expires-days-timestamp", "1")
+    assert site.operator.wait_settled("four").outcome == "committed"
+    assert_serves(site, "four", 2)
 
 
-def test_a_registry_that_was_never_there_holds_up_nothing_but_the_order(
-    make_site: MakeSite, name: str
-) -> None:
+def test_a_registry_that_was_never_there_holds_up_nothing_but_the_order(make_site: MakeSite) -> None:
     """A new device does not know whose orders to take before it has reached the registry."""
     site = make_site(start="")
-    v1 = site.publish(name, 1)
     site.server.stop()
     site.device.start()
     site.operator.wait_online()
-    site.desire(v1)
+    site.desire()
     site.operator.wait(lambda: site.operator.state and site.state.refused, "the reason")
     assert "[unsigned]" in site.state.refused
     assert "cannot be reached" in site.state.refused
     site.device.wait_serving()
     site.server.start()
-    assert site.operator.wait_settled(name).outcome == "committed"
+    site.operator.wait(lambda: site.state.generation == site.operator.generation, "the acceptance")
     assert site.state.refused == ""
     assert [e.reason for e in site.operator.events("refused")] == [Reason.UNSIGNED]

@@ -121,13 +121,20 @@ class InferenceDouble:
         if self._server is not None:
             self._server.hang_up()
 
-    def count(self, digest: str, requests: int, *, errors: int = 0, non_finite: int = 0) -> None:
+    def count(
+        self, digest: str, requests: int, *, errors: int = 0, non_finite: int = 0, loaded_ms: int = 1
+    ) -> None:
         """Let a version have answered so many requests, all in a millisecond."""
         latency = empty_latency()
         latency[15] = requests
         stats = self._stats(self._name(digest), digest)
         self.counts[digest] = replace(
-            stats, requests=requests, errors=errors, non_finite=non_finite, latency_counts=latency
+            stats,
+            loaded_ms=loaded_ms,
+            requests=requests,
+            errors=errors,
+            non_finite=non_finite,
+            latency_counts=latency,
         )
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:

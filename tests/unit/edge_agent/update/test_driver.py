@@ -184,6 +184,7 @@ def agent(
     monkeypatch.setattr(jobs, "FetchJob", Fetch)
     monkeypatch.setattr(jobs, "PreflightJob", Preflight)
     monkeypatch.setattr(jobs, "_PAUSE_S", 0.02)
+    monkeypatch.setattr(jobs, "_LOOK_EVERY_MS", 2)
     config = Config(
         tenant="t", device="d", state_dir=str(layout.state), run_dir=str(layout.run), update=CONFIG
     )
