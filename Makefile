@@ -15,15 +15,19 @@ MAKEFLAGS += --no-print-directory
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(READY) ## Watch a model go through its whole life on this machine
 	$(BIN)/python examples/fashion_mnist/demo.py
 
 .PHONY: test
-test: check ## Run all checks and all tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+test: check ## Run all checks and all tests but the thorough ones
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not thorough'
+
+.PHONY: faults
+faults: $(READY) ## Break everything on purpose: kills, disk, network, broker, clock, models
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/faults
 
 .PHONY: check
 check: $(READY) ## Check format, style and types
@@ -33,7 +37,11 @@ check: $(READY) ## Check format, style and types
 
 .PHONY: bench
 bench: $(READY) ## Run every measurement in benchmarks/, one after the other
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in benchmarks/*.py benchmarks/update/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+.PHONY: bench-update
+bench-update: $(READY) ## Measure updates: deltas, activation, swaps under load, outbox, memory
+	@set -e; for script in benchmarks/update/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 .PHONY: clean
 clean: ## Remove the virtual environment and everything built

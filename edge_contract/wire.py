@@ -115,12 +115,18 @@ class State(_Message, frozen=True):
     refused_sha256: str = ""
 
 
-class DesiredModel(_Message, frozen=True):
-    """One model of the desired set, by version and by the digest of its manifest."""
+class DesiredModel(_Message, frozen=True, omit_defaults=True):
+    """One model of the desired set, by version and by the digest of its manifest.
+
+    The two permissions are the operator's word, under the same signature: a release below the newest that
+    this device has committed, and inputs or outputs other than those of the version that serves.
+    """
 
     name: Name
     version: Version
     manifest_sha256: Digest
+    allow_downgrade: bool = False
+    allow_interface_change: bool = False
 
 
 class Desired(_Message, frozen=True):
