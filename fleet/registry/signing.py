@@ -32,6 +32,8 @@ from fleet.registry.trust import Target, bad_root, fault, plain
 TOP_ROLES = ("root", "targets", "snapshot", "timestamp")
 DAY_S = 86400
 _PERIODS = "x-edgeward-expires-s"
+# When the timestamp was signed, Unix seconds: a device whose clock is behind takes it for the time.
+SIGNED_AT = "x-edgeward-signed-at"
 
 Payload = TypeVar("Payload", Root, Targets, Snapshot, Timestamp)
 
@@ -177,6 +179,8 @@ class Draft:
 
 def _sign(payload: Payload, key: Ed25519PrivateKey, now: datetime, periods: Periods) -> File:
     payload.expires = (now + timedelta(seconds=getattr(periods, payload.type))).replace(microsecond=0)
+    if isinstance(payload, Timestamp):
+        payload.unrecognized_fields[SIGNED_AT] = int(now.timestamp())
     document = Metadata(payload)
     document.sign(CryptoSigner(key))
     name = "timestamp.json" if payload.type == "timestamp" else f"{payload.version}.{payload.type}.json"

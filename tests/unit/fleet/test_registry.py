@@ -19,6 +19,7 @@ from edge_contract.manifest import blob_path, target_name
 from fleet.registry import files, publish, repository
 from fleet.registry.keys import ROLES, Keys
 from fleet.registry.reader import Reader
+from tests.support.waiting import wait_for
 from tests.unit.fleet import samples
 
 Run = Callable[..., Result]
@@ -233,6 +234,21 @@ def test_a_kill_between_any_two_steps_leaves_a_valid_registry(
         run("registry", "publish", copy, tmp_path / "b", "--keys", published.parent / "keys")
         versions = [p.manifest.version for p in Reader(str(copy), pinned).published()]
         assert versions == ["1.0.0", "2.0.0", "3.0.0"]
+
+
+def test_each_timestamp_says_when_it_was_signed(published: Path, run: Run) -> None:
+    """Devices whose clock is behind take it for the time, so no signature may carry an older one on."""
+    path = published / "metadata" / "timestamp.json"
+    edit(path, b"x-edgeward-signed-at", b"x-edgeward-signed-At")
+    with pytest.raises(BundleRejected):
+        samples.reader(published)  # it is signed
+    edit(path, b"x-edgeward-signed-At", b"x-edgeward-signed-at")
+    first = json.loads(path.read_bytes())["signed"]["x-edgeward-signed-at"]
+    wait_for(lambda: int(time.time()) > first, "the next second")
+    run("registry", "refresh", published)
+    second = json.loads(path.read_bytes())["signed"]["x-edgeward-signed-at"]
+    assert isinstance(second, int)
+    assert first < second <= time.time()
 
 
 def test_two_writers_do_not_mix(registry: Path, tmp_path: Path, refused: Refused) -> None:
