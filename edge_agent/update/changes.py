@@ -7,7 +7,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from edge_agent.stats import VersionStats
-from edge_agent.update.journal import Entry, Ref
+from edge_agent.update.journal import NO_PERMISSIONS, Entry, Permissions, Ref
 from edge_agent.update.machine import Event, State, Transition
 from edge_contract.errors import Reason
 
@@ -32,6 +32,7 @@ class Situation(NamedTuple):
     previous: Ref | None
     baseline: VersionStats | None
     retry_s: float
+    permissions: Permissions = NO_PERMISSIONS
 
 
 def change(entry: Entry, step: Step, transition: Transition, here: Situation) -> Entry:
@@ -56,6 +57,7 @@ def _by_event(entry: Entry, event: Event, here: Situation) -> Entry:
                 entry,
                 generation=here.wanted_generation,
                 target=here.wanted,
+                permissions=here.permissions,
                 # Where `current` cannot be read, the version before is what a revert can still go to.
                 base=here.current or here.previous,
                 older=here.previous if here.current else None,

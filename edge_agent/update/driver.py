@@ -18,7 +18,7 @@ from edge_agent.stats import VersionStats
 from edge_agent.update import jobs, journal
 from edge_agent.update.changes import Situation, Step, change
 from edge_agent.update.jobs import Job
-from edge_agent.update.journal import Entry, Ref
+from edge_agent.update.journal import NO_PERMISSIONS, Entry, Permissions, Ref
 from edge_agent.update.machine import CANCELLABLE, Action, Event, State, Transition, advance
 from edge_agent.update.rejected import Rejected
 from edge_agent.update.store import Store
@@ -69,6 +69,7 @@ class ModelDriver:
         self._previous = tools.store.previous(name)
         self._wanted: Ref | None = None
         self._wanted_generation = 0
+        self._permissions = NO_PERMISSIONS
         self._job: Job | None = None
         self._steps: list[Step] = [self._restart_step()]
         self._paused_until_ms = 0
@@ -93,9 +94,9 @@ class ModelDriver:
             return set()
         return {ref.digest for ref in (entry.target, entry.base, entry.older) if ref is not None}
 
-    def want(self, target: Ref | None, generation: int) -> None:
+    def want(self, target: Ref | None, generation: int, permissions: Permissions = NO_PERMISSIONS) -> None:
         """What the desired state of `generation` says of this model; None means it is not in the set."""
-        self._wanted, self._wanted_generation = target, generation
+        self._wanted, self._wanted_generation, self._permissions = target, generation, permissions
 
     def is_previous(self, digest: str) -> bool:
         """Whether `digest` is the version before and a rollback to it is possible and not yet asked for."""
@@ -250,6 +251,7 @@ class ModelDriver:
             previous=self._previous,
             baseline=self._baseline() if step.event is Event.PASSED else None,
             retry_s=self._tools.config.retry_s,
+            permissions=self._permissions,
         )
 
     def _baseline(self) -> VersionStats | None:

@@ -27,12 +27,22 @@ class Ref(Struct, frozen=True, forbid_unknown_fields=True):
     digest: Digest
 
 
+class Permissions(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the operator's signed desired state allows this target; see wire.DesiredModel."""
+
+    downgrade: bool = False
+    interface_change: bool = False
+
+
+NO_PERMISSIONS = Permissions()
+
+
 class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the update of one model is.
 
-    `target` is what is being tried or was tried last; `base` is what served when the attempt began
-    (what a revert goes back to); `older` is what `previous` named then. `settled_generation` is the
-    desired generation whose attempt has ended, so that one generation is not tried forever.
+    `target` is what is being tried or was tried last, under `permissions`; `base` is what served when the
+    attempt began (what a revert goes back to); `older` is what `previous` named then. `settled_generation`
+    is the desired generation whose attempt has ended, so that one generation is not tried forever.
     """
 
     schema: Literal[1]
@@ -43,6 +53,7 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     target: Ref | None = None
     base: Ref | None = None
     older: Ref | None = None
+    permissions: Permissions = NO_PERMISSIONS
     attempts: int = 0
     retry_at_ms: int = 0
     probation_since_ms: int = 0

@@ -14,7 +14,7 @@ from edge_agent.inference import InferenceClient, Loaded
 from edge_agent.layout import Layout
 from edge_agent.update import journal
 from edge_agent.update.driver import ModelDriver, Tools
-from edge_agent.update.journal import Ref
+from edge_agent.update.journal import NO_PERMISSIONS, Permissions, Ref
 from edge_agent.update.rejected import Rejected
 from edge_agent.update.store import Store
 from edge_contract import canonical, wire
@@ -94,10 +94,11 @@ class Updater:
 
     def _adopt(self, desired: wire.Desired, now_ms: int) -> None:
         wanted = {m.name: Ref(m.version, m.manifest_sha256) for m in desired.models}
+        allowed = {m.name: Permissions(m.allow_downgrade, m.allow_interface_change) for m in desired.models}
         new = {n: ModelDriver(self._tools, n, now_ms) for n in wanted if n not in self._drivers}
         self._drivers |= new
         for name, driver in self._drivers.items():
-            driver.want(wanted.get(name), desired.generation)
+            driver.want(wanted.get(name), desired.generation, allowed.get(name, NO_PERMISSIONS))
         # Last, so that a fault above leaves the message to be accepted when it comes again.
         self.generation = desired.generation
 

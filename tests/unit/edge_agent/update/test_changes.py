@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from edge_agent.stats import VersionStats, empty_latency
 from edge_agent.update.changes import Situation, Step, change
-from edge_agent.update.journal import Entry, Ref
+from edge_agent.update.journal import Entry, Permissions, Ref
 from edge_agent.update.machine import TABLE, Event, State, advance
 from edge_contract.errors import Reason
 
@@ -39,6 +39,14 @@ def test_a_new_target_remembers_what_served() -> None:
     assert (entry.generation, entry.attempts, entry.outcome, entry.baseline) == (7, 1, "none", None)
     assert entry.settled_generation == 6  # not before it has ended
     assert (entry.state, entry.since_ms, entry.detail) == (State.RESOLVING, 1_000_000, "a sentence")
+
+
+def test_a_new_target_comes_with_its_permissions_and_the_next_without_them() -> None:
+    allowed = Permissions(interface_change=True)
+    entry = after(ENTRY, Event.TARGET, HERE._replace(permissions=allowed))
+    assert entry.permissions == allowed
+    assert after(entry, Event.RESOLVED).permissions == allowed
+    assert after(replace(entry, state=State.IDLE), Event.TARGET).permissions == Permissions()
 
 
 def test_already_there_settles_the_generation_without_an_attempt() -> None:
