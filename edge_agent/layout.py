@@ -1,7 +1,8 @@
 """Pure: where everything lies on the device's disk. It computes paths and touches none of them.
 
 state_dir/
-  trust/          TUF metadata, the floor beside it, the operators' keys
+  trust/          TUF metadata, the operators' keys, one copy of each floor
+  floor/          the other copy of each floor: what never sinks, see update/levels.py
   staging/        downloads under way (same filesystem as the store)
   store/DIGEST/   one version, immutable: manifest.json and its files
   models/NAME/    current, previous → ../../store/DIGEST (symlinks)
@@ -29,6 +30,7 @@ class Layout:
         self.state = Path(config.state_dir)
         self.run = Path(config.run_dir)
         self.trust = self.state / "trust"
+        self.floor = self.state / "floor"
         self.staging = self.state / "staging"
         self.store = self.state / "store"
         self.models = self.state / "models"
@@ -56,6 +58,10 @@ class Layout:
     def previous(self, name: str) -> Path:
         """The symlink to the version before."""
         return self.models / name / "previous"
+
+    def floor_copies(self, name: str) -> tuple[Path, Path]:
+        """Two places for one floor, in different folders, so that the loss of one folder loses nothing."""
+        return self.trust / f"{name}.floor", self.floor / f"{name}.floor"
 
     def journal_file(self, name: str) -> Path:
         """Where the update of one model is."""

@@ -20,6 +20,8 @@ SCHEMA = 1
 DESIRED_TYPE = "application/vnd.edgeward.desired+json"
 COMMAND_TYPE = "application/vnd.edgeward.command+json"
 OPERATORS_TARGET = "operators.json"
+# In the registry's timestamp metadata: when it was signed, whole Unix seconds.
+SIGNED_AT = "x-edgeward-signed-at"
 LIMIT_BYTES = 256 << 10
 
 Millis = Annotated[int, Meta(ge=0, lt=1 << 53)]

@@ -17,9 +17,10 @@ from edge_agent import facts, files
 from edge_agent.config import Config
 from edge_agent.layout import Layout
 from edge_agent.update.download import Downloader
+from edge_agent.update.floor import metadata_floor
 from edge_agent.update.operators import FILE as OPERATORS_FILE
 from edge_agent.update.store import Store
-from edge_agent.update.trust import Target, Trust
+from edge_agent.update.trust import Target, Trust, source
 from edge_contract import canonical, manifest, wire
 from edge_contract.console import error_dict, os_fault
 from edge_contract.errors import (
@@ -50,7 +51,12 @@ class _Fetch:
         self._store = Store(self._layout)
         self._lock = files.lock(self._layout.staging / ".lock")
         self._reserve_bytes = config.update.disk_reserve_bytes
-        self._trust = Trust(self._layout.trust, config.registry)
+        self._trust = Trust(
+            self._layout.trust / "metadata",
+            source(config.registry),
+            metadata_floor(self._layout),
+            clock_s=time.time(),
+        )
         self._resolved = False
         self._done_bytes = 0
         self._said_s = 0.0

@@ -1,14 +1,19 @@
 """Trust: The Update Framework, through python-tuf's client. The agent's only file that imports tuf.
 
 It runs in the short-lived fetch child, never in the control process. Only `refresh()` and
-`get_targetinfo()` are used: bytes are fetched by download.py, which resumes and syncs.
+`get_targetinfo()` are used: bytes are fetched by download.py, which resumes and syncs. Beside python-tuf's
+own checks stand a floor of versions and a time that survive the loss of its files (levels.py, floor.py).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
+from urllib.parse import quote
 
 from tuf.api.exceptions import (
     DownloadError,
@@ -17,17 +22,38 @@ from tuf.api.exceptions import (
     ExpiredMetadataError,
     RepositoryError,
 )
+from tuf.api.metadata import Metadata, Root, Signed, Targets, Timestamp  # type: ignore[attr-defined]
 from tuf.ngclient.updater import Updater
 from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
 from urllib3.exceptions import HTTPError
 
 from edge_agent import files
 from edge_agent.config import Registry
+from edge_agent.update import levels
+from edge_agent.update.floor import Floor
+from edge_agent.update.levels import Holders, MetadataFloor, Seen
+from edge_contract import wire
 from edge_contract.console import os_fault
 from edge_contract.errors import DeviceUnfit, EdgewardError, Reason, TransferFailed
 
 # tuf wraps what its fetcher raises at the start of a body, not in the middle of it: hence HTTPError.
 _FAULTS = (DownloadError, RepositoryError, HTTPError, OSError)
+_HISTORY = "root_history"  # python-tuf's folder of roots
+_LAST_S = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+T = TypeVar("T")
+
+
+class Source(NamedTuple):
+    """Where metadata is fetched, and the file with the root that it must follow from."""
+
+    metadata_url: str
+    root: Path
+    timeout_s: float
+
+
+def source(registry: Registry) -> Source:
+    """The source that a configuration names."""
+    return Source(f"{registry.url.rstrip('/')}/metadata/", Path(registry.root), registry.timeout_s)
 
 
 class Target(NamedTuple):
@@ -40,59 +66,124 @@ class Target(NamedTuple):
 class Trust:
     """Refreshed metadata. Construct, `refresh()`, then look targets up."""
 
-    def __init__(self, folder: Path, registry: Registry) -> None:
-        self._folder = folder / "metadata"
-        self._url = registry.url.rstrip("/")
-        files.make_folder(self._folder)
+    def __init__(self, folder: Path, source: Source, floor: Floor[MetadataFloor], clock_s: float) -> None:
+        """`folder` holds python-tuf's files; `clock_s` is this device's clock, read once, Unix seconds."""
+        self._folder = folder
+        self._source = source
+        self._floor = floor
+        self._clock_s = clock_s
+        floor.repair()
+        _tidy(folder)
+        self._updater = self._open()
+
+    def refresh(self) -> None:
+        """Fetch and verify the newest metadata and make it and its floor durable.
+
+        Raises TransferFailed (unreachable, expired, not signed as it must be, older than what was seen
+        before), DeviceUnfit (the pinned root) or StorageFault.
+        """
         try:
-            self._updater = Updater(
+            self._call(self._updater.refresh)
+        except TransferFailed as e:
+            if e.reason is not Reason.TRUST_EXPIRED or not self._time_is_void():
+                raise
+            self._floor.raise_to(levels.with_time(self._floor.value, None))
+            self._updater = self._open()
+            self._call(self._updater.refresh)
+
+    def hashes(self, name: str) -> tuple[int, Mapping[str, str]] | None:
+        """Length and digests of the target `name`, or None when it is not published."""
+        info = self._call(lambda: self._updater.get_targetinfo(name))
+        return None if info is None else (info.length, info.hashes)
+
+    def target(self, name: str) -> Target | None:
+        """What the metadata says of `name`, or None when it is not published."""
+        found = self.hashes(name)
+        if found is None:
+            return None
+        length, hashes = found
+        if "sha256" not in hashes:
+            raise TransferFailed(
+                Reason.TRUST_FAILED,
+                f"metadata of {self._source.metadata_url} gives no SHA-256 of {name}",
+                "publish it with `edge-fleet registry publish`",
+            )
+        return Target(length, hashes["sha256"])
+
+    def _open(self) -> Updater:
+        pinned = _pinned_root(self._source.root)
+        try:
+            updater = Updater(
                 metadata_dir=str(self._folder),
-                metadata_base_url=f"{self._url}/metadata/",
-                fetcher=Urllib3Fetcher(socket_timeout=math.ceil(registry.timeout_s)),
-                bootstrap=_pinned_root(Path(registry.root)),
+                metadata_base_url=self._source.metadata_url,
+                fetcher=Urllib3Fetcher(socket_timeout=math.ceil(self._source.timeout_s)),
+                bootstrap=pinned,
             )
         except OSError as e:
             raise os_fault(e) from e
         except (RepositoryError, ValueError) as e:
             raise DeviceUnfit(
                 Reason.TRUST_FAILED,
-                f"the pinned root {registry.root} is not a valid TUF root: {e}",
+                f"the pinned root {self._source.root} is not a valid TUF root: {e}",
                 "copy root.json of the registry to the device again",
             ) from e
+        _set_time(updater, levels.now_s(self._clock_s, self._floor.value))
+        return updater
 
-    def refresh(self) -> None:
-        """Fetch and verify the newest metadata and make it durable.
+    def _call(self, work: Callable[[], T]) -> T:
+        """One call of python-tuf. What it verified, even if it then failed, is held against the floor."""
+        try:
+            result = work()
+        except _FAULTS as e:
+            with suppress(EdgewardError, *_FAULTS):
+                self._keep(_seen(self._updater, self._folder), whole=False)
+            raise self._fault(e) from e
+        seen = _seen(self._updater, self._folder)
+        below = levels.judge(self._floor.value, seen)
+        if below is not None:
+            raise self._older(below)
+        self._check_expiry(seen)
+        self._keep(seen, whole=True)
+        self._sync()
+        return result
 
-        Raises TransferFailed (unreachable, expired, not signed as it must be) or StorageFault.
+    def _check_expiry(self, seen: list[Seen]) -> None:
+        """Once more, for the timestamp may have told a later time than this device knew.
+
+        A time at which its own set would be expired is refused, and not kept: it could not be lowered again.
         """
-        try:
-            self._updater.refresh()
-        except _FAULTS as e:
-            raise self._fault(e) from e
-        for path in self._folder.iterdir():
-            if path.is_file() and not path.is_symlink():
-                files.sync_file(path)
-        files.sync_folder(self._folder)
+        told = levels.raised(self._floor.value, seen)
+        now = _set_time(self._updater, levels.now_s(self._clock_s, told))
+        for role, signed in _verified(self._updater).items():
+            if signed.is_expired(now):
+                self._keep(seen, whole=False)
+                raise self._expired(f"{role}.json is expired, by the time that timestamp.json tells")
 
-    def target(self, name: str) -> Target | None:
-        """What the metadata says of `name`, or None when it is not published."""
-        try:
-            info = self._updater.get_targetinfo(name)
-        except _FAULTS as e:
-            raise self._fault(e) from e
-        return None if info is None else Target(info.length, info.hashes["sha256"])
+    def _keep(self, seen: list[Seen], *, whole: bool) -> None:
+        """Make the floor durable. The registry's time is taken from a whole set only."""
+        told = levels.raised(self._floor.value, seen)
+        self._floor.raise_to(told if whole else levels.with_time(told, self._floor.value.time))
+
+    def _time_is_void(self) -> bool:
+        """Whether the keys that vouched for the floor's time have been rotated away since."""
+        time = self._floor.value.time
+        return time is not None and not levels.stands(time.signers, [_timestamp_holders(self._updater)])
+
+    def _sync(self) -> None:
+        for folder in (self._folder / _HISTORY, self._folder):
+            for path in folder.iterdir():
+                if path.is_file() and not path.is_symlink():
+                    files.sync_file(path)
+            files.sync_folder(folder)
 
     def _fault(self, error: Exception) -> EdgewardError:
+        url = self._source.metadata_url
         if isinstance(error, ExpiredMetadataError):
-            return TransferFailed(
-                Reason.TRUST_EXPIRED,
-                f"metadata of {self._url} has expired: {error}",
-                "run `edge-fleet registry refresh`, and check this device's clock",
-            )
+            return self._expired(str(error))
         if isinstance(error, DownloadHTTPError):
             return TransferFailed(
                 Reason.REGISTRY_UNREACHABLE,
-                f"registry {self._url} answered {error.status_code} for its metadata",
+                f"registry {url} answered {error.status_code} for its metadata",
                 "check the registry's URL and that it serves the folder `metadata`",
             )
         if isinstance(error, OSError):  # the network's are wrapped, so this is the disk's
@@ -101,13 +192,33 @@ class Trust:
             # Says nothing about any bundle, and may pass: a proxy's login page looks like this, too.
             return TransferFailed(
                 Reason.TRUST_FAILED,
-                f"metadata of {self._url} is not signed as it must be: {error}",
+                f"metadata of {url} is not signed as it must be: {error}",
                 "publish anew with the keys that the pinned root names; look for who altered it",
             )
         return TransferFailed(
             Reason.REGISTRY_UNREACHABLE,
-            f"registry {self._url} cannot be reached: {error}",
+            f"registry {url} cannot be reached: {error}",
             "check the network and the registry; the device tries again by itself",
+        )
+
+    def _expired(self, what: str) -> TransferFailed:
+        at_s = self._floor.value.at_s
+        signed = f", the newest signature of the registry is of {_date(at_s)}" if at_s else ""
+        return TransferFailed(
+            Reason.TRUST_EXPIRED,
+            f"metadata of {self._source.metadata_url} has expired: {what}; "
+            f"this device's clock says {_date(self._clock_s)}{signed}",
+            "check this device's clock; if it is right, run `edge-fleet registry refresh`",
+        )
+
+    def _older(self, below: levels.Below) -> TransferFailed:
+        moved = f"; for a device that moved to another registry, remove {self._folder.parent} and its floor"
+        return TransferFailed(
+            Reason.TRUST_FAILED,
+            f"registry {self._source.metadata_url} serves version {below.version} of {below.role}.json, "
+            f"this device has verified version {below.floor} before",
+            "look for who replays old metadata; after a restore from a backup, sign newer versions"
+            + (moved if below.role == levels.ROOT else ""),
         )
 
 
@@ -120,3 +231,92 @@ def _pinned_root(path: Path) -> bytes:
             "copy root.json of the registry to the device and name it in [registry] root",
         )
     return data
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what python-tuf would stumble over: its cut-off writes, and files where folders belong.
+
+    A filesystem check after a power cut may leave either. Nothing is lost: it is fetched again.
+    """
+    history = folder / _HISTORY
+    for path in (folder, history):
+        if path.is_symlink() or path.is_file():
+            files.remove_link(path)
+        files.make_folder(path)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and path != history:
+            files.remove_tree(path)
+        elif path != history and path.suffix != ".json":
+            files.remove_link(path)
+    for path in history.iterdir():
+        if path.is_dir():
+            files.remove_tree(path)
+
+
+# python-tuf offers neither the time it decides by nor what it has verified. These four functions are all
+# that reach into it; tests/unit/edge_agent/update/test_trust_seam.py holds them against the pinned version.
+
+
+def _set_time(updater: Updater, now_s: float) -> datetime:
+    """Decide on expiry by this time instead of the local clock."""
+    now = datetime.fromtimestamp(min(now_s, _LAST_S), UTC)
+    updater._trusted_set.reference_time = now
+    return now
+
+
+def _verified(updater: Updater) -> dict[str, Signed]:
+    """Every role that was verified, by name."""
+    trusted = updater._trusted_set
+    return {role: trusted[role] for _, role in sorted(trusted._trusted_delegations)}
+
+
+def _timestamp_holders(updater: Updater) -> Holders:
+    return _holders(updater._trusted_set.root, levels.TIMESTAMP)
+
+
+def _seen(updater: Updater, folder: Path) -> list[Seen]:
+    """What was verified, with who signed it and who may."""
+    trusted = updater._trusted_set
+    found = []
+    for role, signed in _verified(updater).items():
+        # Of a role that several roles delegate to, each of them may vouch.
+        names = sorted(name for name, delegate in trusted._trusted_delegations if delegate == role)
+        delegators = [cast("Root | Targets", trusted[name]) for name in names]
+        holders = tuple(_holders(delegator, role) for delegator in delegators)
+        signers = _signers(folder, role, signed.version, delegators) or frozenset().union(
+            *(holder.keyids for holder in holders)
+        )
+        signed_at_s = _signed_at_s(signed) if isinstance(signed, Timestamp) else None
+        found.append(Seen(role, signed.version, signers, holders, signed_at_s))
+    return found
+
+
+def _holders(delegator: Root | Targets, role: str) -> Holders:
+    named = delegator.get_delegated_role(role)
+    return Holders(frozenset(named.keyids), named.threshold)
+
+
+def _signers(folder: Path, role: str, version: int, delegators: list[Root | Targets]) -> frozenset[str]:
+    """Whose signatures on the local file are valid; none when the file is not what was verified."""
+    try:
+        document = Metadata[Targets].from_bytes((folder / f"{quote(role, '')}.json").read_bytes())
+    except (OSError, RepositoryError):
+        return frozenset()
+    if document.signed.version != version:
+        return frozenset()
+    results = [
+        d.get_verification_result(role, document.signed_bytes, document.signatures) for d in delegators
+    ]
+    return frozenset(keyid for result in results for keyid in result.signed)
+
+
+def _signed_at_s(timestamp: Timestamp) -> int | None:
+    """When the registry says it signed this; None from a registry that does not say, or says nonsense."""
+    at_s = timestamp.unrecognized_fields.get(wire.SIGNED_AT)
+    if type(at_s) is int and 0 < at_s <= timestamp.expires.timestamp():
+        return at_s
+    return None
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(min(seconds, _LAST_S), UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from edge_agent.config import Registry
-from edge_agent.update.trust import Target, Trust
+from edge_agent.update.floor import Floor
+from edge_agent.update.levels import MetadataFloor
+from edge_agent.update.trust import Target, Trust, source
 from edge_contract.errors import (
     DeviceUnfit,
     EdgewardError,
@@ -49,13 +51,17 @@ def server(registry: RegistryFolder) -> Iterator[FolderServer]:
         yield server
 
 
+def floor(folder: Path) -> Floor[MetadataFloor]:
+    return Floor((folder / "one" / "metadata.floor", folder / "two" / "metadata.floor"), MetadataFloor())
+
+
 @pytest.fixture
 def trust(server: FolderServer, registry: RegistryFolder, tmp_path: Path) -> Callable[[], Trust]:
     """A new client on the same device, as in each child."""
 
     def make() -> Trust:
         config = Registry(url=server.url, root=str(registry.root), timeout_s=0.9)
-        return Trust(tmp_path / "device", config)
+        return Trust(tmp_path / "device" / "metadata", source(config), floor(tmp_path), time.time())
 
     return make
 
@@ -208,5 +214,6 @@ def test_a_full_disk_is_a_fault_of_the_disk(
     server: FolderServer, registry: RegistryFolder, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk", 1 << 10) as disk, pytest.raises(StorageFault) as fault:
-        Trust(disk.folder, Registry(url=server.url, root=str(registry.root))).refresh()
+        config = Registry(url=server.url, root=str(registry.root))
+        Trust(disk.folder / "metadata", source(config), floor(tmp_path), time.time()).refresh()
     assert fault.value.reason is disk.reason
