@@ -14,6 +14,7 @@ from fleet import options
 
 if TYPE_CHECKING:
     from fleet.registry.keys import Keys
+    from fleet.registry.repository import Layout
     from fleet.registry.signing import Periods
 
 _ROLES = ("root", "targets", "snapshot", "timestamp")
@@ -30,11 +31,12 @@ def _keys_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
     return click.option(
         "--keys",
-        "keys_folder",
+        "keys_folders",
         type=options.PATH,
+        multiple=True,
         envvar="EDGEWARD_KEYS",
         show_envvar=True,
-        help="Folder of the private keys.  [default: `keys` beside DIR]",
+        help="Folder of private keys; repeat it where they lie apart.  [default: `keys` beside DIR]",
     )(command)
 
 
@@ -44,6 +46,28 @@ def _expiry_options(command: Callable[..., Any]) -> Callable[..., Any]:
             f"--expires-days-{role}",
             type=click.FloatRange(0, 36500, min_open=True),
             help=f"Days until {role} metadata expires.",
+        )(command)
+    return command
+
+
+_COUNTED = ("root", "targets", "operator")
+
+
+def _counts_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for role in reversed(_COUNTED):
+        command = click.option(
+            f"--{role}-threshold",
+            type=click.IntRange(1, 16),
+            default=1,
+            show_default=True,
+            help=f"How many of the {role} keys have to sign.",
+        )(command)
+        command = click.option(
+            f"--{role}-keys",
+            type=click.IntRange(1, 16),
+            default=1,
+            show_default=True,
+            help=f"How many {role} keys to make.",
         )(command)
     return command
 
@@ -59,18 +83,19 @@ def registry() -> None:
 @registry.command()
 @_DIR
 @_keys_options
+@_counts_options
 @_expiry_options
 @click.option("--operator-label", default="operator", show_default=True, help="Name of the operator key.")
 @click.option("--insecure-no-password", is_flag=True, help="Leave the keys unencrypted. For trials only.")
 @json_option
 def init(
     folder: Path,
-    keys_folder: Path | None,
+    keys_folders: tuple[Path, ...],
     password_file: Path | None,
     operator_label: str,
     insecure_no_password: bool,
     as_json: bool,
-    **expires_days: float | None,
+    **numbers: Any,
 ) -> None:
     """Make keys and an empty registry in DIR.
 
@@ -80,11 +105,12 @@ def init(
     from fleet.registry import repository
     from fleet.registry.password import Password
 
-    keys_folder = keys_folder or options.keys_beside(str(folder))
+    keys_folder = (*keys_folders, options.keys_beside(str(folder)))[0]
+    layout = _layout(numbers)
     repository.check_new(folder, keys_folder)
     password = Password(password_file, insecure_none=insecure_no_password).new()
-    periods = _periods(expires_days)
-    repository.create(folder, keys_folder, password, operator_label, periods)
+    periods = _periods({key: days for key, days in numbers.items() if key.startswith("expires_days_")})
+    repository.create(folder, keys_folder, password, operator_label, periods, layout)
     if as_json:
         pinned = str(folder / "root.json")
         print_json({"ok": True, "registry": str(folder), "keys": str(keys_folder), "root": pinned})
@@ -98,7 +124,7 @@ def init(
 @_keys_options
 @json_option
 def publish(
-    folder: Path, bundle_dir: Path, keys_folder: Path | None, password_file: Path | None, as_json: bool
+    folder: Path, bundle_dir: Path, keys_folders: tuple[Path, ...], password_file: Path | None, as_json: bool
 ) -> None:
     """Check the bundle in BUNDLE_DIR and publish it in DIR.
 
@@ -110,9 +136,10 @@ def publish(
 
     bundle = publishing.load(bundle_dir)
     name = f"{bundle.manifest.name}@{bundle.manifest.version}"
-    keyring = _keyring(folder, keys_folder, password_file)
+    keyring = _keyring(folder, keys_folders, password_file)
     with repository.opened(folder, keyring.pinned_root()) as repo:
-        new = publishing.is_new(bundle, publishing.published(repo))
+        versions = publishing.published(repo, bundle.manifest.name)
+        new = publishing.is_new(bundle, versions, repo.draft.revoked)
         if new:
             for step in publishing.steps(repo, bundle, keyring):
                 click.echo(f"  {step}", err=True)
@@ -130,37 +157,55 @@ def publish(
 @_expiry_options
 @click.option(
     "--also",
-    type=click.Choice(["targets", "root"]),
     multiple=True,
-    help="Sign this role anew too; needs its key, which is usually kept offline.",
+    metavar="ROLE",
+    help="Sign this role anew too: root, targets or team-NAME. It needs its keys, usually kept offline.",
+)
+@click.option(
+    "--if-expiring-within",
+    "within_days",
+    type=click.FloatRange(0),
+    metavar="DAYS",
+    help="Sign only what expires within so many days; exit with 3 if that leaves something unsigned.",
 )
 @json_option
 def refresh(
     folder: Path,
-    keys_folder: Path | None,
+    keys_folders: tuple[Path, ...],
     password_file: Path | None,
     also: tuple[str, ...],
+    within_days: float | None,
     as_json: bool,
     **expires_days: float | None,
-) -> None:
+) -> int:
     """Sign snapshot and timestamp of DIR anew.
 
     Run it from a timer, before they expire. The expiries can be changed together with `--also root`, which
     keeps them.
     """
+    from datetime import timedelta
+
+    from fleet.registry import refresh as refreshing
     from fleet.registry import repository
 
-    keyring = _keyring(folder, keys_folder, password_file)
+    keyring = _keyring(folder, keys_folders, password_file)
     given = {key: value for key, value in expires_days.items() if value is not None}
     if given and "root" not in also:
         raise click.UsageError("--expires-days-* are kept in the root: give --also root with them")
+    within = None if within_days is None else timedelta(days=within_days)
     with repository.opened(folder, keyring.pinned_root()) as repo:
         periods = _periods(given, repo.draft.periods)
-        signed = list(repository.refresh(repo, keyring, frozenset(also), periods))
+        done = refreshing.refresh(repo, keyring, also, periods, within)
     if as_json:
-        print_json({"ok": True, "signed": signed})
+        expiring = {role: expires.isoformat() for role, expires in done.expiring.items()}
+        print_json({"ok": not expiring, "signed": done.signed, "expiring": expiring})
     else:
-        click.echo(f"signed {', '.join(signed)}")
+        click.echo(f"signed {', '.join(done.signed)}" if done.signed else "nothing to sign")
+        for role, expires in done.expiring.items():
+            click.echo(
+                f"{role} expires on {expires:%Y-%m-%d %H:%M} UTC: sign it with --also {role}", err=True
+            )
+    return 3 if done.expiring else 0
 
 
 @registry.command("list")
@@ -195,7 +240,7 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
         print_json(
             {
                 "registry": location,
-                "revision": catalogue.targets_version,
+                "revision": catalogue.revision,
                 "expires": expires,
                 "models": versions,
             }
@@ -205,7 +250,7 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
         render.print_table(render.registry_table(published))
     else:
         click.echo("no model is published here yet")
-    click.echo(f"revision {catalogue.targets_version}, refresh before {catalogue.expires:%Y-%m-%d %H:%M} UTC")
+    click.echo(f"revision {catalogue.revision}, refresh before {catalogue.expires:%Y-%m-%d %H:%M} UTC")
 
 
 @registry.command()
@@ -229,11 +274,25 @@ def serve(folder: Path, host: str, port: int, access_log: bool, as_json: bool) -
         server.serve(folder, host, port, access_log=access_log, ready=ready, wait=asked.wait)
 
 
-def _keyring(folder: Path, keys_folder: Path | None, password_file: Path | None) -> Keys:
+def _keyring(folder: Path, keys_folders: tuple[Path, ...], password_file: Path | None) -> Keys:
     from fleet.registry.keys import Keys
     from fleet.registry.password import Password
 
-    return Keys(keys_folder or options.keys_beside(str(folder)), Password(password_file).existing)
+    return Keys(keys_folders or [options.keys_beside(str(folder))], Password(password_file).existing)
+
+
+def _layout(numbers: dict[str, Any]) -> Layout:
+    from fleet.registry.repository import Layout
+
+    for role in _COUNTED:
+        if numbers[f"{role}_threshold"] > numbers[f"{role}_keys"]:
+            raise click.UsageError(
+                f"--{role}-threshold {numbers[f'{role}_threshold']} is more than the keys of --{role}-keys"
+            )
+    return Layout(
+        {role: numbers[f"{role}_keys"] for role in _COUNTED},
+        {role: numbers[f"{role}_threshold"] for role in _COUNTED},
+    )
 
 
 def _periods(given: dict[str, Any], base: Periods | None = None) -> Periods:

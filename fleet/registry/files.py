@@ -66,6 +66,19 @@ def staged(folder: Path, *, mode: int = 0o755) -> Iterator[Path]:
     _sync_folder(folder.parent)
 
 
+def rename(path: Path, target: Path) -> None:
+    """Give a file another name in its folder, durably. Raises OSError; never replaces a file."""
+    os.link(path, target)
+    path.unlink()
+    _sync_folder(path.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of ours with all that is in it."""
+    shutil.rmtree(folder)
+    _sync_folder(folder.parent)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` against another writer. Raises InputRejected when there is one."""

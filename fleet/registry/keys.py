@@ -1,12 +1,15 @@
-"""The operator's keys: Ed25519, one PKCS#8 PEM file a role, encrypted with a password.
+"""The operator's keys: where private keys are found. Which key may sign what, signed metadata says, not this.
 
-Which key may sign what is said by the registry's signed metadata, not here.
+A role's keys are files of its name: `root.pem`, `root.2.pem`, … (Ed25519, PKCS#8 PEM, encrypted with a
+password) or `root.uri`, which names a key in a security module or a cloud. An operator's is `operator.pem`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
@@ -15,11 +18,16 @@ from cryptography.hazmat.primitives.serialization import (
     KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
 )
+from securesystemslib.signer import Key, Signer  # type: ignore[attr-defined]
 
+from edge_contract import canonical
 from edge_contract.errors import InputRejected, Reason
-from fleet.registry import files
+from fleet.registry import files, signers
+from fleet.registry.password import pin
+from fleet.registry.signers import Authority
 
 # The four roles of TUF, and the key that signs desired states and commands.
 ROLES = ("root", "targets", "snapshot", "timestamp", "operator")
@@ -28,43 +36,111 @@ PINNED_ROOT = "root.json"
 _ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 
 
-class Keys:
-    """A folder of keys. A key is read when it is needed, so the rest can be kept elsewhere."""
+class Found(NamedTuple):
+    """A key that a folder holds: its file, its public half, and how to sign with it."""
 
-    def __init__(self, folder: Path, password: Callable[[], bytes]) -> None:
-        """`password` is asked only if a key that is needed is encrypted."""
-        self.folder = folder
+    path: Path
+    public: Key
+    signer: Callable[[], Signer]
+
+
+class Keys:
+    """Folders of keys. A key is read when it is needed, so the rest can be kept elsewhere."""
+
+    def __init__(
+        self,
+        folder: Path | Sequence[Path],
+        password: Callable[[], bytes],
+        secret: signers.Secret = pin,
+    ) -> None:
+        """`password` is asked only if a needed file is encrypted, `secret` for the PIN of a module.
+
+        New keys are put into the first folder.
+        """
+        self.folders = [folder] if isinstance(folder, Path) else list(folder)
+        self.folder = self.folders[0]
         self._password = password
+        self.secret = secret
 
     def load(self, role: str) -> Ed25519PrivateKey:
-        """The private key of `role`. Raises InputRejected: missing, wrong password, not such a key."""
-        path = self.folder / f"{role}.pem"
-        data = self._read(
-            path, f"the {role} key", "name its folder with --keys; a key kept offline is needed for this step"
+        """The private key `role`.pem. Raises InputRejected: missing, wrong password, not such a key."""
+        return self._open(self._path(role))
+
+    def private(self, role: str) -> list[Ed25519PrivateKey]:
+        """All private keys of a role that are in files. Raises InputRejected, also when there is none."""
+        paths = [path for path in self.files(role) if path.suffix == ".pem"]
+        return [self._open(path) for path in paths or [self._path(role)]]
+
+    def files(self, role: str) -> list[Path]:
+        """The files of a role's keys, the first one first."""
+        pattern = re.compile(rf"{re.escape(role)}(?:\.(\d+))?\.(?:pem|uri)")
+        found = []
+        for folder in self.folders:
+            names = sorted(folder.iterdir()) if folder.is_dir() else []
+            matches = [(pattern.fullmatch(path.name), path) for path in names]
+            found += sorted((int(match[1] or 1), path) for match, path in matches if match)
+        return [path for _, path in found]
+
+    def found(self, role: str) -> Iterator[Found]:
+        """The keys of a role's files, read one after the other. Raises InputRejected for a bad one."""
+        for path in self.files(role):
+            if path.suffix == ".uri":
+                remote = signers.read_remote(path)
+                yield Found(path, remote.key(), lambda r=remote: signers.of_remote(r, self.secret))  # type: ignore[misc]
+            else:
+                private = self._open(path)
+                yield Found(path, signers.public_of(private), lambda p=private: signers.of_private(p))  # type: ignore[misc]
+
+    def available(self, role: str, authority: Authority) -> list[Signer]:
+        """As many signers as the role needs or as are here, from those that it names."""
+        chosen: dict[str, Signer] = {}
+        for key in self.found(role):
+            if len(chosen) == authority.threshold:
+                break
+            if key.public.keyid in authority.keys and key.public.keyid not in chosen:
+                chosen[key.public.keyid] = key.signer()
+        return list(chosen.values())
+
+    def signers(self, role: str, authority: Authority) -> list[Signer]:
+        """Enough signers for a role. Raises InputRejected: they are missing, or not those that it names."""
+        chosen = self.available(role, authority)
+        if len(chosen) >= authority.threshold:
+            return chosen
+        if not self.files(role):
+            self._read(self._path(role), f"the {role} key", _OFFLINE)
+        have = f"{len(chosen)} of the {authority.threshold} {role} keys that are needed"
+        if not chosen and authority.threshold == 1:
+            have = f"this {role} key is not the one that the registry's signed metadata names"
+        else:
+            have = f"{have} {'is' if len(chosen) == 1 else 'are'} here"
+        raise InputRejected(
+            Reason.TRUST_FAILED,
+            f"{', '.join(map(str, self.folders))}: {have}",
+            "name the folders with this registry's keys with --keys, once for each",
         )
-        password = self._password() if data.lstrip().startswith(_ENCRYPTED) else None
-        try:
-            key = load_pem_private_key(data, password)
-        except (ValueError, TypeError) as e:
-            wrong = "wrong password" if password is not None else "not a PEM private key"
-            raise InputRejected(
-                Reason.BAD_INPUT,
-                f"{path}: {wrong}",
-                "give the password that was chosen at `edge-fleet registry init`, or restore the file",
-            ) from e
-        if not isinstance(key, Ed25519PrivateKey):
-            raise InputRejected(
-                Reason.BAD_INPUT, f"{path}: not an Ed25519 key", "restore the file that init made"
-            )
-        return key
 
     def pinned_root(self) -> bytes:
         """The root of trust kept beside the keys, so that a broken-into registry cannot bring its own."""
+        path = next((p for f in self.folders if (p := f / PINNED_ROOT).is_file()), self.folder / PINNED_ROOT)
         return self._read(
-            self.folder / PINNED_ROOT,
+            path,
             "the pinned root",
             "name the folder of keys with --keys, or put the root.json of the day of `registry init` there",
         )
+
+    def free_path(self, role: str, suffix: str) -> Path:
+        """A name for one more key of a role that no file has, in the first folder."""
+        number = 1
+        while any((self.folder / f"{_stem(role, number)}{end}").exists() for end in (".pem", ".uri")):
+            number += 1
+        return self.folder / f"{_stem(role, number)}{suffix}"
+
+    def _path(self, role: str) -> Path:
+        name = f"{role}.pem"
+        return next((p for f in self.folders if (p := f / name).is_file()), self.folder / name)
+
+    def _open(self, path: Path) -> Ed25519PrivateKey:
+        return open_private(path, self._password)
 
     @staticmethod
     def _read(path: Path, what: str, next_step: str) -> bytes:
@@ -76,14 +152,68 @@ class Keys:
             ) from e
 
 
-def generate() -> dict[str, Ed25519PrivateKey]:
-    """A new key for every role."""
-    return {role: Ed25519PrivateKey.generate() for role in ROLES}
+_OFFLINE = "name its folder with --keys; a key kept offline is needed for this step"
 
 
-def save(folder: Path, keys: dict[str, Ed25519PrivateKey], password: bytes) -> None:
-    """Write the keys, readable by their owner only; an empty password leaves them unencrypted."""
+def open_private(path: Path, password: Callable[[], bytes]) -> Ed25519PrivateKey:
+    """A private key's file. Raises InputRejected: missing, wrong password, not such a key."""
+    data = Keys._read(path, f"the {path.name.split('.')[0]} key", _OFFLINE)
+    secret = password() if data.lstrip().startswith(_ENCRYPTED) else None
+    try:
+        key = load_pem_private_key(data, secret)
+    except (ValueError, TypeError) as e:
+        wrong = "wrong password" if secret is not None else "not a PEM private key"
+        raise InputRejected(
+            Reason.BAD_INPUT,
+            f"{path}: {wrong}",
+            "give the password that was chosen when the key was made, or restore the file",
+        ) from e
+    if not isinstance(key, Ed25519PrivateKey):
+        raise InputRejected(
+            Reason.BAD_INPUT, f"{path}: not an Ed25519 key", "restore the file that init made"
+        )
+    return key
+
+
+def generate(counts: Mapping[str, int]) -> dict[str, list[Ed25519PrivateKey]]:
+    """New keys: role → so many of them."""
+    return {role: [Ed25519PrivateKey.generate() for _ in range(n)] for role, n in counts.items()}
+
+
+def save(folder: Path, keys: Mapping[str, Sequence[Ed25519PrivateKey]], password: bytes) -> None:
+    """Write new keys, readable by their owner only; an empty password leaves them unencrypted."""
+    for role, made in keys.items():
+        for number, key in enumerate(made, 1):
+            save_private(folder / f"{_stem(role, number)}.pem", key, password)
+
+
+def save_private(path: Path, key: Ed25519PrivateKey, password: bytes) -> None:
+    """Write one new private key. Raises InputRejected when the name is taken."""
+    if path.exists():
+        raise InputRejected(
+            Reason.BAD_INPUT, f"{path}: there is a key here already", "move it away, or name another"
+        )
     protection: KeySerializationEncryption = BestAvailableEncryption(password) if password else NoEncryption()
-    for role, key in keys.items():
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection)
-        files.write(folder / f"{role}.pem", pem, mode=0o600)
+    files.write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection), mode=0o600)
+
+
+def save_remote(path: Path, remote: signers.Remote) -> None:
+    """Write the description of a key that lies elsewhere."""
+    files.write(path, canonical.to_bytes(remote), mode=0o600)
+
+
+def save_public(path: Path, key: Ed25519PrivateKey) -> None:
+    """Write the public half, to be given to whoever names the key in metadata."""
+    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    files.write(path, pem)
+
+
+def retire(path: Path, keyid: str) -> Path:
+    """Set a key's file aside under a name that no command looks for; nothing is deleted."""
+    aside = path.with_name(f"{path.name}.retired-{keyid[:8]}")
+    files.rename(path, aside)
+    return aside
+
+
+def _stem(role: str, number: int) -> str:
+    return role if number == 1 else f"{role}.{number}"

@@ -11,6 +11,7 @@ import click
 from edge_contract.errors import InputRejected, Reason
 
 VARIABLE = "EDGEWARD_KEY_PASSWORD"
+PIN_VARIABLE = "EDGEWARD_KEY_PIN"
 
 
 class Password:
@@ -47,6 +48,21 @@ class Password:
             return first_line(self._file)
         value = os.environ.get(VARIABLE)
         return None if value is None else value.encode()
+
+
+def pin(name: str) -> str:
+    """The PIN of a security module, from the environment or typed. Raises InputRejected."""
+    value = os.environ.get(PIN_VARIABLE)
+    if value is not None:
+        return value
+    if not sys.stdin.isatty():
+        raise InputRejected(
+            Reason.BAD_INPUT,
+            f"a key asks for its {name} and there is no terminal to ask for it",
+            f"set {PIN_VARIABLE}",
+        )
+    typed: str = click.prompt(f"{name} of the key", hide_input=True, default="", err=True)
+    return typed
 
 
 def first_line(path: Path) -> bytes:

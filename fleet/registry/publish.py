@@ -6,9 +6,8 @@ consistent registry: blobs, manifest, targets, snapshot, and the timestamp that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from edge_contract import canonical
@@ -16,8 +15,9 @@ from edge_contract.errors import BundleRejected, InputRejected, Reason
 from edge_contract.manifest import Manifest, blob_path, from_bytes, target_name, to_bytes
 from fleet.registry import files, repository
 from fleet.registry.keys import Keys
-from fleet.registry.reader import Published, decode_manifest, is_model
+from fleet.registry.reader import Published, decode_manifest
 from fleet.registry.repository import Repository
+from fleet.registry.shelves import is_model, model_of
 from fleet.registry.trust import Target
 
 
@@ -60,12 +60,19 @@ def load(folder: Path) -> Bundle:
     return Bundle(folder, manifest, data)
 
 
-def is_new(bundle: Bundle, published: Sequence[Published]) -> bool:
+def is_new(bundle: Bundle, published: Sequence[Published], revoked: Mapping[str, int]) -> bool:
     """Whether there is something to do; False when this very bundle is published.
 
-    Versions are immutable and release counters rise: anything else raises InputRejected.
+    Versions are immutable and never come back, and release counters rise: anything else raises
+    InputRejected. `revoked` are targets with the releases of versions that were taken back.
     """
     manifest = bundle.manifest
+    if target_name(manifest.name, manifest.version) in revoked:
+        raise InputRejected(
+            Reason.BAD_INPUT,
+            f"{manifest.name}@{manifest.version} was revoked, and a version never comes back",
+            "give the bundle another version with edge-optimize",
+        )
     same_model = [p for p in published if p.manifest.name == manifest.name]
     for known in same_model:
         if known.manifest.version == manifest.version:
@@ -77,7 +84,8 @@ def is_new(bundle: Bundle, published: Sequence[Published]) -> bool:
                 f" ({known.sha256[:12]}, this is {bundle.sha256[:12]}), and a version never changes",
                 "give the new bundle a version of its own with edge-optimize",
             )
-    newest = max((p.manifest.release for p in same_model), default=0)
+    mine = [release for name, release in revoked.items() if model_of(name) == manifest.name]
+    newest = max([*(p.manifest.release for p in same_model), *mine], default=0)
     if manifest.release <= newest:
         raise InputRejected(
             Reason.ROLLBACK_REFUSED,
@@ -88,11 +96,11 @@ def is_new(bundle: Bundle, published: Sequence[Published]) -> bool:
     return True
 
 
-def published(repo: Repository) -> list[Published]:
-    """Every version in the registry, read from its folder and checked."""
+def published(repo: Repository, model: str) -> list[Published]:
+    """Every version of a model in the registry, read from its folder and checked."""
     found = []
     for name, target in repo.draft.targets.items():
-        if is_model(name):
+        if is_model(name) and model_of(name) == model:
             path = repo.path(target.sha256)
             data = path.read_bytes() if path.is_file() else b""
             if Target(len(data), canonical.sha256_hex(data)) != target:
@@ -107,18 +115,16 @@ def published(repo: Repository) -> list[Published]:
 
 def steps(repo: Repository, bundle: Bundle, keyring: Keys) -> Iterator[str]:
     """Publish; yields a word after each durable step. All keys are read before the first one."""
-    targets_key, online = keyring.load("targets"), repository.load_online(keyring)
+    target = Target(len(bundle.data), bundle.sha256)
+    repo.draft.add(target_name(bundle.manifest.name, bundle.manifest.version), target)
+    signers = repository.load(repo, keyring, repo.draft.needed())
     for blob in bundle.manifest.files:
         source = bundle.folder / blob_path(blob.sha256)
         copied = files.copy(source, repo.path(blob.sha256), files.Content(blob.size_bytes, blob.sha256))
         yield f"{blob.role} {blob.name}{'' if copied else ' (there already)'}"
     files.write(repo.path(bundle.sha256), bundle.data)
     yield "manifest"
-    target = Target(len(bundle.data), bundle.sha256)
-    repo.draft.add(target_name(bundle.manifest.name, bundle.manifest.version), target)
-    repo.write(repo.draft.sign_targets(targets_key, datetime.now(UTC)))
-    yield "targets"
-    yield from repository.sign_online(repo, online)
+    yield from repository.publish(repo, signers)
 
 
 def _check_blob(path: Path, name: str, expected: files.Content) -> None:

@@ -12,6 +12,7 @@ from edge_contract import canonical, wire
 from edge_contract.errors import BundleRejected, InputRejected, Reason
 from edge_contract.manifest import Manifest, blob_path, from_bytes, target_name
 from fleet.registry import trust
+from fleet.registry.shelves import is_model, model_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +30,21 @@ class Reader:
         """Raises what trust.read raises."""
         self.catalogue = trust.read(location, root)
 
-    def published(self) -> list[Published]:
-        """Every version, by model and release. Raises TransferFailed or BundleRejected."""
+    def published(self, model: str | None = None) -> list[Published]:
+        """Every version, or one model's, by model and release. Raises TransferFailed or BundleRejected."""
         found = [
             decode_manifest(self._blob(target), target)
             for name, target in self.catalogue.targets.items()
-            if is_model(name)
+            if is_model(name) and model in (None, model_of(name))
         ]
         return sorted(found, key=lambda p: (p.manifest.name, p.manifest.release))
 
     def find(self, name: str, version: str) -> str:
         """The manifest's digest of `name`@`version`. Raises InputRejected naming what there is."""
-        target = self.catalogue.targets.get(target_name(name, version))
+        target = self.catalogue.find(target_name(name, version))
         if target is not None:
             return target.sha256
-        versions = [p.manifest.version for p in self.published() if p.manifest.name == name]
+        versions = [p.manifest.version for p in self.published(name)]
         have = f"it has {', '.join(versions)}" if versions else "it has no version of this model"
         raise InputRejected(
             Reason.NOT_PUBLISHED,
@@ -53,7 +54,7 @@ class Reader:
 
     def operators(self) -> wire.Operators:
         """Who may sign desired states and commands. Raises BundleRejected."""
-        target = self.catalogue.targets.get(wire.OPERATORS_TARGET)
+        target = self.catalogue.find(wire.OPERATORS_TARGET)
         if target is None:
             raise BundleRejected(
                 Reason.TRUST_FAILED,
@@ -71,11 +72,6 @@ class Reader:
 
     def _blob(self, target: trust.Target) -> bytes:
         return self.catalogue.blob(blob_path(target.sha256), target)
-
-
-def is_model(name: str) -> bool:
-    """Whether a target is a model's manifest."""
-    return name != wire.OPERATORS_TARGET
 
 
 def decode_manifest(data: bytes, target: trust.Target) -> Published:

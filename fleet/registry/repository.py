@@ -1,25 +1,28 @@
 """A registry's folder: where things lie in it, and how it is made, changed and renewed.
 
-    metadata/timestamp.json, N.root.json, N.targets.json, N.snapshot.json    signed, TUF
-    blobs/sha256/ab/<digest>                                                   everything else, manifests too
-    root.json                                                                  a copy to pin on devices
+    metadata/timestamp.json, N.root.json, N.targets.json, N.snapshot.json, …  signed, TUF
+    blobs/sha256/ab/<digest>                                                    everything else, manifests too
+    pending/<model>@<version>/                                                  versions that await approvals
+    root.json                                                                   a copy to pin on devices
 
-What may be published is decided in publish.py, signatures are made in signing.py.
+What may be published is decided in publish.py, what is signed in draft.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from securesystemslib.signer import Signer  # type: ignore[attr-defined]
 
 from edge_contract import canonical, wire
 from edge_contract.errors import InputRejected, Reason
 from edge_contract.manifest import blob_path
-from fleet.registry import files, keys, signing, trust
+from fleet.registry import draft, files, keys, signers, signing, trust
 
 _PUBLIC_ROOT = "root.json"
 
@@ -32,11 +35,16 @@ class Repository:
         self.folder = folder
         if not (folder / "metadata" / "timestamp.json").is_file():
             raise trust.no_registry(folder)
-        self.draft = signing.Draft(str(folder), pinned_root, self._metadata)
+        self.draft = draft.Draft(str(folder), pinned_root, self._metadata)
 
     def path(self, sha256: str) -> Path:
         """Where a blob lies."""
         return self.folder / blob_path(sha256)
+
+    @property
+    def pending(self) -> Path:
+        """Where versions await approvals."""
+        return self.folder / "pending"
 
     def write(self, file: signing.File) -> None:
         """Make one metadata file durable."""
@@ -58,44 +66,64 @@ def opened(folder: Path, pinned_root: bytes) -> Iterator[Repository]:
         yield Repository(folder, pinned_root)
 
 
-def create(folder: Path, keys_folder: Path, password: bytes, label: str, periods: signing.Periods) -> None:
+class Layout(NamedTuple):
+    """How many keys each role of a new registry gets, and how many of them it takes."""
+
+    keys: Mapping[str, int]
+    thresholds: Mapping[str, int]
+
+
+def create(
+    folder: Path,
+    keys_folder: Path,
+    password: bytes,
+    label: str,
+    periods: signing.Periods,
+    layout: Layout,
+) -> None:
     """Make keys and an empty registry. Both appear whole or not at all; nothing is ever overwritten."""
     check_new(folder, keys_folder)
-    made = keys.generate()
+    made = keys.generate({role: layout.keys.get(role, 1) for role in keys.ROLES})
     with files.staged(keys_folder, mode=0o700) as new_keys, files.staged(folder) as new:
-        root = _fill(new, made, label, periods)
+        root = _fill(new, made, layout.thresholds, label, periods)
         keys.save(new_keys, made, password)
         files.write(new_keys / keys.PINNED_ROOT, root)
 
 
-def refresh(
-    repository: Repository, keyring: keys.Keys, also: frozenset[str], periods: signing.Periods | None
-) -> Iterator[str]:
-    """Sign snapshot and timestamp anew, and on request targets and root before them; yields each role."""
-    draft, now = repository.draft, datetime.now(UTC)
-    if "root" in also:
-        root = draft.sign_root(keyring.load("root"), now, periods or draft.periods)
-        repository.write(root)
-        files.write(repository.folder / _PUBLIC_ROOT, root.data)
-        yield "root"
-    if "targets" in also:
-        repository.write(draft.sign_targets(keyring.load("targets"), now))
-        yield "targets"
-    yield from sign_online(repository, load_online(keyring))
+def load(repository: Repository, keyring: keys.Keys, roles: Iterable[str]) -> dict[str, list[Signer]]:
+    """Signers for roles, all read before the first write. Raises InputRejected."""
+    draft = repository.draft
+    return {role: keyring.signers(role, draft.authority(role)) for role in sorted(roles)}
 
 
-def load_online(keyring: keys.Keys) -> Mapping[str, Ed25519PrivateKey]:
-    """The keys that every change needs."""
-    return {role: keyring.load(role) for role in ("snapshot", "timestamp")}
+def publish(repository: Repository, signers: draft.Signers, *, only_timestamp: bool = False) -> Iterator[str]:
+    """Sign and write all that was changed; yields each role. The last write is the one that readers see.
 
-
-def sign_online(repository: Repository, online: Mapping[str, Ed25519PrivateKey]) -> Iterator[str]:
-    """Snapshot, then timestamp: the last write is the one that readers see."""
+    `only_timestamp` is for renewing it when nothing else has changed.
+    """
     now = datetime.now(UTC)
-    repository.write(repository.draft.sign_snapshot(online["snapshot"], now))
-    yield "snapshot"
-    repository.write(repository.draft.sign_timestamp(online["timestamp"], now))
+    for file in repository.draft.sign_targets(signers, now):
+        repository.write(file)
+        yield file.role
+    if not only_timestamp:
+        repository.write(repository.draft.sign_snapshot(signers["snapshot"], now))
+        yield "snapshot"
+    repository.write(repository.draft.sign_timestamp(signers["timestamp"], now))
     yield "timestamp"
+
+
+def sign(repository: Repository, keyring: keys.Keys) -> Iterator[str]:
+    """The same with the keys that the changes need."""
+    yield from publish(repository, load(repository, keyring, repository.draft.needed()))
+
+
+def write_root(
+    repository: Repository, signers: Sequence[Signer], periods: signing.Periods | None = None
+) -> None:
+    """Sign the next root and write it, with the copy that devices to come pin."""
+    root = repository.draft.sign_root(signers, datetime.now(UTC), periods)
+    repository.write(root)
+    files.write(repository.folder / _PUBLIC_ROOT, root.data)
 
 
 def check_new(folder: Path, keys_folder: Path) -> None:
@@ -115,15 +143,23 @@ def check_new(folder: Path, keys_folder: Path) -> None:
         )
 
 
-def _fill(folder: Path, made: Mapping[str, Ed25519PrivateKey], label: str, periods: signing.Periods) -> bytes:
+def _fill(
+    folder: Path,
+    made: Mapping[str, Sequence[Ed25519PrivateKey]],
+    thresholds: Mapping[str, int],
+    label: str,
+    periods: signing.Periods,
+) -> bytes:
     """Blobs first, metadata after them; returns the root."""
-    public = made["operator"].public_key().public_bytes_raw()
+    public = [key.public_key().public_bytes_raw().hex() for key in made["operator"]]
+    named = [wire.OperatorKey(k, label if n == 1 else f"{label} {n}") for n, k in enumerate(public, 1)]
     operators = canonical.to_bytes(
-        wire.Operators(schema=1, threshold=1, keys=[wire.OperatorKey(public.hex(), label)])
+        wire.Operators(schema=1, threshold=thresholds.get("operator", 1), keys=named)
     )
     target = trust.Target(len(operators), canonical.sha256_hex(operators))
     files.write(folder / blob_path(target.sha256), operators)
-    metadata = signing.first(made, {wire.OPERATORS_TARGET: target}, periods, datetime.now(UTC))
+    by_role = {role: [signers.of_private(key) for key in made[role]] for role in signing.TOP_ROLES}
+    metadata = signing.first(by_role, thresholds, {wire.OPERATORS_TARGET: target}, periods, datetime.now(UTC))
     for file in metadata:
         files.write(folder / "metadata" / file.name, file.data)
     root = metadata[0].data

@@ -28,7 +28,11 @@ from edge_contract.canonical import sha256_hex
 from edge_contract.errors import InputRejected, Reason
 from fleet.registry import trust
 
-_METADATA = re.compile(r"metadata/(?:timestamp|[1-9][0-9]{0,8}\.(?:root|targets|snapshot))\.json|root\.json")
+_METADATA = re.compile(
+    r"metadata/timestamp\.json|root\.json"
+    r"|metadata/[1-9][0-9]{0,8}\.(?:root|targets|snapshot"
+    r"|(?:models|team-[a-z0-9-]{1,32})(?:\.[0-9]{1,2}-[0-9a-f]{1,8})?)\.json"
+)
 _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{2})/(\1[0-9a-f]{62})")
 _FOREVER = "public, max-age=31536000, immutable"
 _START_S = 10.0

@@ -1,23 +1,23 @@
-"""Signing a registry's metadata, with python-tuf's metadata classes. It writes no file: repository.py does.
+"""Signing single documents with python-tuf's metadata classes, and the first ones of a new registry.
 
-Reading and verifying for everyone else is trust.py's.
+What is to be signed next is draft.py's. Nothing here writes a file: repository.py does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple, TypeVar
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 # Both packages document these names here without listing them in __all__.
-from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
+from securesystemslib.signer import Signer  # type: ignore[attr-defined]
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import (  # type: ignore[attr-defined]
     Metadata,
     MetaFile,
+    Role,
     Root,
     Snapshot,
     TargetFile,
@@ -26,12 +26,13 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
 )
 
 from edge_contract.canonical import sha256_hex
-from edge_contract.errors import InputRejected, Reason
-from fleet.registry.trust import Target, bad_root, fault, plain
+from fleet.registry import signers
+from fleet.registry.signers import Authority
+from fleet.registry.trust import Target
 
 TOP_ROLES = ("root", "targets", "snapshot", "timestamp")
 DAY_S = 86400
-_PERIODS = "x-edgeward-expires-s"
+PERIODS = "x-edgeward-expires-s"
 # When the timestamp was signed, Unix seconds: a device whose clock is behind takes it for the time.
 SIGNED_AT = "x-edgeward-signed-at"
 
@@ -39,8 +40,9 @@ Payload = TypeVar("Payload", Root, Targets, Snapshot, Timestamp)
 
 
 class File(NamedTuple):
-    """One metadata file: its name below `metadata/` and its bytes."""
+    """One metadata file: its role, its name below `metadata/` and its bytes."""
 
+    role: str
     name: str
     data: bytes
 
@@ -48,7 +50,7 @@ class File(NamedTuple):
 class Periods(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds after which each role's metadata expires. They are kept in the signed root.
 
-    Integers, because TUF's canonical JSON knows no others.
+    Integers, because TUF's canonical JSON knows no others. Delegated roles expire like targets.
     """
 
     root: int = 365 * DAY_S
@@ -58,138 +60,77 @@ class Periods(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def first(
-    keys: Mapping[str, Ed25519PrivateKey], targets: Mapping[str, Target], periods: Periods, now: datetime
+    made: Mapping[str, Sequence[Signer]],
+    thresholds: Mapping[str, int],
+    targets: Mapping[str, Target],
+    periods: Periods,
+    now: datetime,
 ) -> list[File]:
     """The metadata of a new registry, in the order in which it is to be written."""
     root = Root(
-        version=1, consistent_snapshot=True, unrecognized_fields={_PERIODS: msgspec.to_builtins(periods)}
+        version=1, consistent_snapshot=True, unrecognized_fields={PERIODS: msgspec.to_builtins(periods)}
     )
     for role in TOP_ROLES:
-        root.add_key(CryptoSigner(keys[role]).public_key, role)
-    entries = Targets(version=1, targets={name: _entry(name, t) for name, t in targets.items()})
-    targets_file = _sign(entries, keys["targets"], now, periods)
-    snapshot = Snapshot(version=1, meta={"targets.json": _meta(targets_file, 1)})
-    snapshot_file = _sign(snapshot, keys["snapshot"], now, periods)
-    timestamp = Timestamp(version=1, snapshot_meta=_meta(snapshot_file, 1))
+        keys = {signer.public_key.keyid: signer.public_key for signer in made[role]}
+        set_authority(root, role, Authority(keys, thresholds.get(role, 1)))
+    entries = Targets(version=1, targets={name: entry(name, t) for name, t in targets.items()})
+    targets_file = sign(entries, "targets", made["targets"], now, periods, root)
+    snapshot = Snapshot(version=1, meta={"targets.json": meta_of(targets_file, 1)})
+    snapshot_file = sign(snapshot, "snapshot", made["snapshot"], now, periods, root)
+    timestamp = Timestamp(version=1, snapshot_meta=meta_of(snapshot_file, 1))
     return [
-        _sign(root, keys["root"], now, periods),
+        sign(root, "root", made["root"], now, periods, root),
         targets_file,
         snapshot_file,
-        _sign(timestamp, keys["timestamp"], now, periods),
+        sign(timestamp, "timestamp", made["timestamp"], now, periods, root),
     ]
 
 
-class Draft:
-    """A registry's current metadata, to be changed and signed anew: targets, then snapshot, then timestamp.
+def sign(
+    payload: Payload,
+    role: str,
+    with_: Sequence[Signer],
+    now: datetime,
+    periods: Periods,
+    *judges: Root | Targets,
+) -> File:
+    """A document's bytes, signed by each signer and checked by those who will judge it.
 
-    Signatures are verified from the pinned root on, so that nothing foreign is signed. Expiry is not:
-    renewing what has expired is what this is for.
+    Raises InputRejected when a signer does not sign. That the signatures do not suffice is a mistake of
+    ours: RuntimeError.
     """
-
-    def __init__(self, location: str, pinned: bytes, get: Callable[[str], bytes | None]) -> None:
-        """`get` returns a metadata file's bytes by name, or None. Raises BundleRejected, InputRejected."""
-        self._location = location
-        self._get = get
-        try:
-            self._root = Metadata[Root].from_bytes(pinned).signed
-        except (RepositoryError, ValueError) as e:
-            raise bad_root(e) from e
-        try:
-            self._follow_root()
-            self._timestamp = self._verified(Timestamp, "timestamp.json", None)
-            meta = self._timestamp.snapshot_meta
-            self._snapshot = self._verified(Snapshot, f"{meta.version}.snapshot.json", meta)
-            meta = self._snapshot.meta["targets.json"]
-            self._targets = self._verified(Targets, f"{meta.version}.targets.json", meta)
-        except (RepositoryError, ValueError, KeyError) as e:
-            raise fault(location, e) from e
-
-    @property
-    def targets(self) -> Mapping[str, Target]:
-        """What is published, and what `publish` added."""
-        return plain(self._targets)
-
-    @property
-    def periods(self) -> Periods:
-        """Seconds to expiry, as the signed root says. Raises BundleRejected."""
-        try:
-            return msgspec.convert(self._root.unrecognized_fields[_PERIODS], Periods)
-        except (KeyError, msgspec.ValidationError) as e:
-            raise fault(self._location, RepositoryError(f"the root's {_PERIODS}: {e}")) from e
-
-    def add(self, name: str, target: Target) -> None:
-        """Name one more file in the targets."""
-        self._targets.targets[name] = _entry(name, target)
-
-    def sign_root(self, key: Ed25519PrivateKey, now: datetime, periods: Periods) -> File:
-        """The same root under a new version and expiry, with `periods` for what is signed from now on."""
-        self._root.unrecognized_fields[_PERIODS] = msgspec.to_builtins(periods)
-        return self._next(self._root, key, now, periods)
-
-    def sign_targets(self, key: Ed25519PrivateKey, now: datetime) -> File:
-        """The next targets metadata; the snapshot signed after it names it."""
-        file = self._next(self._targets, key, now, self.periods)
-        self._snapshot.meta["targets.json"] = _meta(file, self._targets.version)
-        return file
-
-    def sign_snapshot(self, key: Ed25519PrivateKey, now: datetime) -> File:
-        """The next snapshot; the timestamp signed after it names it."""
-        file = self._next(self._snapshot, key, now, self.periods)
-        self._timestamp.snapshot_meta = _meta(file, self._snapshot.version)
-        return file
-
-    def sign_timestamp(self, key: Ed25519PrivateKey, now: datetime) -> File:
-        """The next timestamp; a reader sees the new state once it is written."""
-        return self._next(self._timestamp, key, now, self.periods)
-
-    def _next(self, payload: Payload, key: Ed25519PrivateKey, now: datetime, periods: Periods) -> File:
-        role = payload.type
-        if CryptoSigner(key).public_key.keyid not in self._root.roles[role].keyids:
-            raise InputRejected(
-                Reason.TRUST_FAILED,
-                f"{self._location}: this {role} key is not the one that the registry's root names",
-                "name the folder with this registry's keys with --keys",
-            )
-        payload.version += 1
-        return _sign(payload, key, now, periods)
-
-    def _follow_root(self) -> None:
-        while (data := self._get(f"{self._root.version + 1}.root.json")) is not None:
-            newer = Metadata[Root].from_bytes(data)
-            for judge in (self._root, newer.signed):
-                judge.verify_delegate("root", newer.signed_bytes, newer.signatures)
-            if newer.signed.version != self._root.version + 1:
-                raise RepositoryError(f"root {newer.signed.version} lies where the next one belongs")
-            self._root = newer.signed
-
-    def _verified(self, kind: type[Payload], name: str, meta: MetaFile | None) -> Payload:
-        data = self._get(name)
-        if data is None:
-            raise RepositoryError(f"metadata/{name} is missing")
-        if meta is not None:
-            meta.verify_length_and_hashes(data)
-        document = Metadata[Payload].from_bytes(data)
-        self._root.verify_delegate(kind.type, document.signed_bytes, document.signatures)
-        if not isinstance(document.signed, kind):
-            raise RepositoryError(f"metadata/{name} is no {kind.type} metadata")
-        if meta is not None and document.signed.version != meta.version:
-            raise RepositoryError(f"metadata/{name} has version {document.signed.version}")
-        return document.signed
-
-
-def _sign(payload: Payload, key: Ed25519PrivateKey, now: datetime, periods: Periods) -> File:
     payload.expires = (now + timedelta(seconds=getattr(periods, payload.type))).replace(microsecond=0)
     if isinstance(payload, Timestamp):
         payload.unrecognized_fields[SIGNED_AT] = int(now.timestamp())
     document = Metadata(payload)
-    document.sign(CryptoSigner(key))
-    name = "timestamp.json" if payload.type == "timestamp" else f"{payload.version}.{payload.type}.json"
-    return File(name, document.to_bytes())
+    for signer in with_:
+        try:
+            document.sign(signer, append=True)
+        except RepositoryError as e:  # python-tuf makes one of whatever the signer raised
+            raise signers.failed(role, e) from e
+    for judge in judges:
+        try:
+            judge.verify_delegate(role, document.signed_bytes, document.signatures)
+        except RepositoryError as e:
+            raise RuntimeError(f"{role}: {e}") from e
+    name = "timestamp.json" if role == "timestamp" else f"{payload.version}.{role}.json"
+    return File(role, name, document.to_bytes())
 
 
-def _meta(file: File, version: int) -> MetaFile:
+def set_authority(root: Root, role: str, authority: Authority) -> None:
+    """Make these the keys of one of the root's roles; keys that no role uses any more go."""
+    root.roles[role] = Role(list(authority.keys), authority.threshold)
+    root.keys.update(authority.keys)
+    used = {keyid for other in root.roles.values() for keyid in other.keyids}
+    root.keys = {keyid: key for keyid, key in root.keys.items() if keyid in used}
+
+
+def meta_of(file: File, version: int) -> MetaFile:
+    """How a snapshot or timestamp names a file."""
     return MetaFile(version, len(file.data), {"sha256": sha256_hex(file.data)})
 
 
-def _entry(name: str, target: Target) -> TargetFile:
-    return TargetFile(target.length, {"sha256": target.sha256}, name)
+def entry(name: str, target: Target, custom: Mapping[str, object] | None = None) -> TargetFile:
+    """How targets metadata names a file."""
+    extra = {"custom": dict(custom)} if custom else None
+    return TargetFile(target.length, {"sha256": target.sha256}, name, extra)

@@ -7,22 +7,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError, RepositoryError
 
 # python-tuf documents these names here without listing them in __all__.
-from tuf.api.metadata import Metadata, Targets, Timestamp  # type: ignore[attr-defined]
+from tuf.api.metadata import (  # type: ignore[attr-defined]
+    Metadata,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
 from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
 
 from edge_contract.canonical import sha256_hex
 from edge_contract.errors import BundleRejected, EdgewardError, InputRejected, Reason, TransferFailed
+from fleet.registry import shelves
+from fleet.registry.tree import Tree
 
 _TIMEOUT_S = 10
 _FOLDER = "folder:"
@@ -37,13 +46,40 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """Verified metadata of a registry, and a way to its blobs."""
+    """Verified metadata of a registry, and a way to its blobs. Delegated roles are fetched when needed."""
 
     location: str
-    targets: Mapping[str, Target]
-    targets_version: int
+    revision: int
     expires: datetime
+    _tree: Tree
     _download: Callable[[str, int], bytes]
+
+    @property
+    def targets(self) -> Mapping[str, Target]:
+        """Everything that is published, through all delegations. Raises TransferFailed, BundleRejected."""
+        with self._judged():
+            return plain(self._tree.every())
+
+    def find(self, name: str) -> Target | None:
+        """What the metadata says of one target; fetches only the roles that lead to it."""
+        with self._judged():
+            found = self._tree.find(name)
+            return None if found is None else plain_target(found)
+
+    def custom(self, name: str) -> Mapping[str, Any]:
+        """What its role says of a target beside length and digest."""
+        with self._judged():
+            found = self._tree.find(name)
+            return dict(found.custom or {}) if found else {}
+
+    def team_of(self, name: str) -> str | None:
+        """The team whose role answers for a target, if it is one's."""
+        return shelves.team_of(self._tree.shelf_of(name) or "")
+
+    @property
+    def top(self) -> Targets:
+        """The metadata of the role `targets`."""
+        return self._tree.top
 
     def blob(self, path: str, target: Target) -> bytes:
         """A blob's bytes, checked. Raises TransferFailed or BundleRejected."""
@@ -63,6 +99,13 @@ class Catalogue:
             )
         return data
 
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        try:
+            yield
+        except (DownloadError, RepositoryError, ValueError, KeyError) as e:
+            raise fault(self.location, e) from e
+
 
 def read(location: str, root: bytes) -> Catalogue:
     """Fetch and verify the newest metadata of a folder or URL, starting from the pinned `root`.
@@ -78,16 +121,21 @@ def read(location: str, root: bytes) -> Catalogue:
             raise bad_root(e) from e
         try:
             updater.refresh()
-            # The client has just verified and stored these two.
+            # The client has just verified and stored these.
             targets = Metadata[Targets].from_file(str(Path(scratch, "targets.json"))).signed
+            snapshot = Metadata[Snapshot].from_file(str(Path(scratch, "snapshot.json"))).signed
             timestamp = Metadata[Timestamp].from_file(str(Path(scratch, "timestamp.json"))).signed
         except (DownloadError, RepositoryError) as e:
             raise fault(location, e) from e
+
+    def get(name: str, limit_bytes: int) -> bytes:
+        return fetcher.download_bytes(f"{base}metadata/{name}", limit_bytes)
+
     return Catalogue(
         location=location,
-        targets=plain(targets),
-        targets_version=targets.version,
+        revision=snapshot.version,
         expires=timestamp.expires,
+        _tree=Tree(targets, snapshot, get, datetime.now(UTC)),
         _download=lambda path, limit_bytes: fetcher.download_bytes(base + path, limit_bytes),
     )
 
@@ -120,9 +168,14 @@ class _FolderFetcher(FetcherInterface):
             raise DownloadHTTPError(f"no file {e.filename}", 404) from e
 
 
-def plain(targets: Targets) -> dict[str, Target]:
+def plain(targets: Mapping[str, TargetFile]) -> dict[str, Target]:
     """Targets as plain values, by name."""
-    return {name: Target(t.length, t.hashes["sha256"]) for name, t in targets.targets.items()}
+    return {name: plain_target(target) for name, target in targets.items()}
+
+
+def plain_target(target: TargetFile) -> Target:
+    """A target as a plain value."""
+    return Target(target.length, target.hashes["sha256"])
 
 
 def no_registry(folder: Path) -> InputRejected:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edge_contract.manifest import blob_path
+from edge_contract.canonical import sha256_hex
+from edge_contract.manifest import blob_path, target_name
 from fleet.cli import main
+from fleet.registry import repository
 from fleet.registry.keys import Keys
+from fleet.registry.trust import Target
 from tests.support.models import BundleOnDisk
 
 
@@ -39,7 +43,7 @@ class RegistryFolder:
     @property
     def operator_key(self) -> Ed25519PrivateKey:
         """Signs desired states and commands."""
-        return Keys(self.keys, lambda: b"").load("operator")
+        return self.keyring.load("operator")
 
     def publish(self, bundle: BundleOnDisk) -> None:
         """Publish a bundle."""
@@ -48,6 +52,24 @@ class RegistryFolder:
     def refresh(self, *options: str) -> None:
         """Sign snapshot and timestamp anew."""
         self._run("refresh", *options)
+
+    def publish_many(self, model: str, count: int) -> list[str]:
+        """Versions 1 to `count` of a model in one signing, without blobs; returns their targets' names."""
+        names = [target_name(model, str(n)) for n in range(1, count + 1)]
+        with self.opened() as repo:
+            for name in names:
+                repo.draft.add(name, Target(len(name), sha256_hex(name.encode())))
+            list(repository.sign(repo, self.keyring))
+        return names
+
+    @property
+    def keyring(self) -> Keys:
+        """All keys; they have no password."""
+        return Keys(self.keys, lambda: b"")
+
+    def opened(self) -> AbstractContextManager[repository.Repository]:
+        """The registry, to be changed by hand."""
+        return repository.opened(self.folder, self.keyring.pinned_root())
 
     def blob(self, bundle: BundleOnDisk, role: str = "model") -> Path:
         """Where the registry keeps the content of a bundle's file; with role `manifest`, the manifest."""
@@ -61,8 +83,10 @@ class RegistryFolder:
         shutil.copytree(self.keys, other.keys)
         return other
 
-    def _run(self, command: str, *options: str) -> Any:
-        args = ["registry", command, str(self.folder), *options, "--keys", str(self.keys), "--json"]
+    def _run(self, *command: str) -> Any:
+        words = 2 if command[0] == "keys" else 1
+        args = ["registry", *command[:words], str(self.folder), *command[words:]]
+        args += ["--keys", str(self.keys), "--json"]
         result = CliRunner().invoke(main, args, env={"EDGEWARD_KEY_PASSWORD": None})
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
