@@ -54,7 +54,7 @@ def _measure(work: Path, swaps: int, clients: int) -> dict[str, float]:
         demo.publish(demo.bundle("resnet8", demo.local_profile()))
         with Load(demo.http_port, MODEL, demo.images, demo.labels, clients=clients) as load:
             for turn in range(swaps):
-                demo.deploy("2" if turn % 2 == 0 else "1")
+                demo.deploy("2" if turn % 2 == 0 else "1", downgrade=turn % 2 == 1)
         p50, p99 = np.percentile(load.latencies_ms, [50, 99])
         return {
             "swaps": swaps,

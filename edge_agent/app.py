@@ -180,8 +180,10 @@ class App:
             return
         # It is retained, so the one that was accepted comes again on every connect, also when it has
         # expired since: the expiry is for those that are new to this device.
-        if self._open(message, now_ms=0).generation > self._updater.generation:
-            desired = self._open(message, now_ms)
+        desired = self._open(message, now_ms=0)
+        if desired.generation > self._updater.adopted:
+            if desired.generation > self._updater.generation:  # not one that was lost from the disk
+                desired = self._open(message, now_ms)
             self._updater.accept(desired, now_ms)
             log.info("desired state of generation %d accepted", desired.generation)
         self._refused, self._refused_sha256, self._held = "", "", None

@@ -76,11 +76,12 @@ def status(config_path: Path, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("version")
 @click.argument("digest")
-def fetch_child(config_path: Path, name: str, version: str, digest: str) -> int:
+@click.option("--min-release", type=click.IntRange(0), default=0, help="Refuse an older release.")
+def fetch_child(config_path: Path, name: str, version: str, digest: str, min_release: int) -> int:
     """Bring one published version into the store. The control process runs this as a child."""
     from edge_agent.update import fetch
 
-    return fetch.run_fetch(configuration.load(config_path), name, version, digest)
+    return fetch.run_fetch(configuration.load(config_path), name, version, digest, min_release)
 
 
 @main.command("trust", hidden=True)

@@ -15,6 +15,7 @@ from edge_agent import files
 from edge_agent.config import Config
 from edge_agent.inference import InferenceClient, Loaded
 from edge_agent.layout import MANIFEST, Layout
+from edge_agent.update.floor import order_floor
 from edge_agent.update.journal import Entry
 from edge_contract import canonical, manifest, wire
 from edge_contract.errors import EdgewardError, TransferFailed
@@ -77,13 +78,14 @@ def _control_runs(layout: Layout) -> bool:
 
 
 def _generation(layout: Layout) -> int:
+    floor = order_floor(layout).value.generation
     data = files.read(layout.desired)
     if data is None:
-        return 0
+        return floor
     try:
-        return canonical.from_bytes(data, wire.Desired).generation
+        return max(floor, canonical.from_bytes(data, wire.Desired).generation)
     except canonical.DecodeFault:
-        return 0
+        return floor
 
 
 def _model(layout: Layout, name: str, loaded: Loaded | None) -> dict[str, Any]:

@@ -65,6 +65,7 @@ main.add_command(registry)
     show_default=True,
     help="For how long a device that is away may still take the order.",
 )
+@click.option("--allow-downgrade", is_flag=True, help="Also where a newer release has been committed before.")
 @options.broker
 @json_option
 def deploy(
@@ -76,6 +77,7 @@ def deploy(
     key_password_file: Path | None,
     timeout_s: float,
     expires_s: int,
+    allow_downgrade: bool,
     address: Address,
     tenant: str,
     as_json: bool,
@@ -97,7 +99,8 @@ def deploy(
     names = list(dict.fromkeys(options.identifier(device, "--device") for device in devices))
     keyring = Keys(keys_folder or options.keys_beside(location), Password(key_password_file).existing)
     reader = Reader(location, keyring.pinned_root() if root is None else root_of(location, root))
-    model = wire.DesiredModel(name, version, reader.find(name, version))
+    digest = reader.find(name, version)
+    model = wire.DesiredModel(name, version, digest, allow_downgrade=allow_downgrade)
     operators, key = reader.operators(), keyring.load("operator")
     order = Order(model, tenant, names, timeout_s, expires_s)
     with Bus(address) as bus:

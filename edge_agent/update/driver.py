@@ -6,7 +6,7 @@ kill anywhere means "do it again"; what serves is never touched before `activati
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,22 @@ from edge_agent.layout import Layout
 from edge_agent.stats import VersionStats
 from edge_agent.update import jobs, journal
 from edge_agent.update.changes import Situation, Step, change
+from edge_agent.update.floor import Floor
 from edge_agent.update.jobs import Job
 from edge_agent.update.journal import NO_PERMISSIONS, Entry, Permissions, Ref
+from edge_agent.update.levels import OrderFloor, with_releases
 from edge_agent.update.machine import CANCELLABLE, Action, Event, State, Transition, advance
 from edge_agent.update.rejected import Rejected
 from edge_agent.update.store import Store
 from edge_contract import wire
-from edge_contract.errors import EdgewardError, MessageRejected, Reason, StorageFault, TransferFailed
+from edge_contract.errors import (
+    BundleRejected,
+    EdgewardError,
+    MessageRejected,
+    Reason,
+    StorageFault,
+    TransferFailed,
+)
 
 _STORAGE_PAUSE_MS = 2000
 # Reasons that say nothing about the bundle: its digest may be tried again.
@@ -40,6 +49,7 @@ _NOT_THE_BUNDLE = frozenset(
         # Somebody altered what the registry serves, or this disk: the bundle of that digest may be fine.
         Reason.DIGEST_MISMATCH,
         Reason.TRUST_FAILED,
+        Reason.ROLLBACK_REFUSED,
     }
 )
 
@@ -54,6 +64,7 @@ class Tools:
     store: Store
     inference: InferenceClient
     rejected: Rejected
+    orders: Floor[OrderFloor]
     report: Callable[[wire.Event], None]
     in_use: Callable[[], set[str]]
 
@@ -206,7 +217,9 @@ class ModelDriver:
         if target is None:
             return None
         starts: dict[State, Callable[[], Job]] = {
-            State.RESOLVING: lambda: jobs.FetchJob(tools.config_path, self.name, target, tools.rejected),
+            State.RESOLVING: lambda: jobs.FetchJob(
+                tools.config_path, self.name, target, tools.rejected, self._min_release()
+            ),
             State.PREFLIGHT: lambda: jobs.PreflightJob(tools.layout.version(target.digest), tools.config),
             State.ACTIVATING: lambda: jobs.activate(entry, tools.store, tools.inference),
             State.PROBATION: lambda: jobs.ProbationJob(entry, tools.config, tools.inference),
@@ -283,6 +296,14 @@ class ModelDriver:
         if entry.target is not None and entry.reason not in _NOT_THE_BUNDLE:
             self._tools.rejected.add(entry.target.digest, entry.reason, entry.detail, entry.since_ms)
 
+    def _min_release(self) -> int:
+        """The oldest release that is no downgrade; any, where the operator allows it."""
+        return 0 if self._entry.permissions.downgrade else self._tools.orders.value.releases.get(self.name, 0)
+
+    def _raise_release(self, entry: Entry) -> None:
+        if entry.target is not None:
+            raise_releases(self._tools.orders, self._tools.store, {entry.name: [entry.target]})
+
     def _remove(self, entry: Entry) -> None:
         self._tools.store.point(entry.name, None, None)
         with suppress(EdgewardError):
@@ -295,8 +316,22 @@ class ModelDriver:
         self._tools.report(wire.Event(now_ms, kind, self.name, version, reason, detail))
 
 
+def raise_releases(orders: Floor[OrderFloor], store: Store, versions: Mapping[str, Iterable[Ref]]) -> None:
+    """These versions are committed: the floor of each model is at least their release.
+
+    Idempotent. A version whose manifest is damaged says nothing. Raises StorageFault.
+    """
+    releases: dict[str, int] = {}
+    for name, refs in versions.items():
+        for ref in refs:
+            with suppress(BundleRejected):
+                releases[name] = max(releases.get(name, 0), store.manifest_of(ref.digest).release)
+    orders.raise_to(with_releases(orders.value, releases))
+
+
 _EFFECTS: dict[Action, Callable[[ModelDriver, Entry], None]] = {
     Action.CANCEL: ModelDriver._cancel,
     Action.REMEMBER_REJECTED: ModelDriver._remember,
     Action.REMOVE: ModelDriver._remove,
+    Action.RAISE_RELEASE: ModelDriver._raise_release,
 }

@@ -25,6 +25,7 @@ from edge_contract import canonical, manifest, wire
 from edge_contract.console import error_dict, os_fault
 from edge_contract.errors import (
     BundleRejected,
+    DeviceUnfit,
     EdgewardError,
     Reason,
     StorageFault,
@@ -35,9 +36,9 @@ from edge_contract.profile import check_fit
 _PROGRESS_EVERY_S = 0.2
 
 
-def run_fetch(config: Config, name: str, version: str, digest: str) -> int:
-    """Bring `name`@`version` whole into the store. Returns the exit code."""
-    return _report(lambda: _Fetch(config).version(name, version, digest))
+def run_fetch(config: Config, name: str, version: str, digest: str, min_release: int = 0) -> int:
+    """Bring `name`@`version` whole into the store, unless its release is older. Returns the exit code."""
+    return _report(lambda: _Fetch(config).version(name, version, digest, min_release))
 
 
 def run_trust(config: Config) -> int:
@@ -76,10 +77,11 @@ class _Fetch:
         wire.decode(data, wire.Operators)
         files.write(self._layout.trust / OPERATORS_FILE, data)
 
-    def version(self, name: str, version: str, digest: str) -> None:
+    def version(self, name: str, version: str, digest: str, min_release: int) -> None:
         """Refresh, resolve, plan, download what is missing, install."""
         self.operators()
         found = self._resolve(name, version, digest)
+        _check_release(found, min_release)
         sources: dict[str, Path] = {}
         missing: list[manifest.File] = []
         for blob in found.files:
@@ -173,6 +175,17 @@ class _Fetch:
         if now_s - self._said_s >= _PROGRESS_EVERY_S:
             self._said_s = now_s
             _say("progress", done_bytes=self._done_bytes)
+
+
+def _check_release(found: manifest.Manifest, min_release: int) -> None:
+    """An old version, however well signed, may have a fault that a newer one was published to end."""
+    if found.release < min_release:
+        raise DeviceUnfit(
+            Reason.ROLLBACK_REFUSED,
+            f"{found.name}@{found.version} is release {found.release}, this device has committed release "
+            f"{min_release} of {found.name}",
+            "if an older version is wanted, deploy it with `edge-fleet deploy --allow-downgrade`",
+        )
 
 
 def _report(work: Callable[[], None]) -> int:

@@ -55,13 +55,16 @@ class Job(Protocol):
 class FetchJob:
     """Resolving and downloading, in the fetch child."""
 
-    def __init__(self, config_path: Path, name: str, target: Ref, rejected: Rejected) -> None:
+    def __init__(
+        self, config_path: Path, name: str, target: Ref, rejected: Rejected, min_release: int
+    ) -> None:
         self.progress = 0.0
         self._missing_bytes = 0
         self._refusal = _rejected_before(target, rejected)
         self._child: Child | None = None
         if self._refusal is None:
             arguments = ["fetch", "--config", str(config_path), name, target.version, target.digest]
+            arguments += ["--min-release", str(min_release)]
             self._child = Child(arguments, timeout_s=_FETCH_TIMEOUT_S)
 
     def poll(self, now_ms: int) -> list[Step]:  # noqa: ARG002 - a child has its own deadline

@@ -54,6 +54,7 @@ class Action(StrEnum):
     CANCEL = "cancel"  # end the job of the state that is left
     REMEMBER_REJECTED = "remember_rejected"
     REMOVE = "remove"
+    RAISE_RELEASE = "raise_release"  # from now on an older release is a downgrade
     COLLECT = "collect"  # after the journal: drop versions that nothing names
 
 
@@ -75,7 +76,7 @@ _UNFIT = Transition(State.IDLE, (Action.CANCEL, Action.COLLECT), "failed")
 _REJECTED = Transition(State.IDLE, (Action.CANCEL, Action.REMEMBER_REJECTED, Action.COLLECT), "failed")
 
 TABLE: dict[tuple[State, Event], Transition] = {
-    (_S.IDLE, _E.ALREADY): Transition(_S.IDLE, (), "committed"),
+    (_S.IDLE, _E.ALREADY): Transition(_S.IDLE, (Action.RAISE_RELEASE,), "committed"),
     (_S.IDLE, _E.UNWANTED): Transition(_S.IDLE, (Action.REMOVE, Action.COLLECT), "removed"),
     (_S.IDLE, _E.TARGET): Transition(_S.RESOLVING),
     (_S.IDLE, _E.ROLLBACK): Transition(_S.REVERTING),
@@ -105,7 +106,7 @@ TABLE: dict[tuple[State, Event], Transition] = {
     (_S.ACTIVATING, _E.ACTIVATED): Transition(_S.PROBATION),
     (_S.ACTIVATING, _E.UNHEALTHY): Transition(_S.REVERTING),
     (_S.ACTIVATING, _E.RESTARTED): Transition(_S.ACTIVATING),
-    (_S.PROBATION, _E.HEALTHY): Transition(_S.IDLE, (Action.COLLECT,), "committed"),
+    (_S.PROBATION, _E.HEALTHY): Transition(_S.IDLE, (Action.RAISE_RELEASE, Action.COLLECT), "committed"),
     (_S.PROBATION, _E.UNHEALTHY): Transition(_S.REVERTING),
     (_S.PROBATION, _E.ROLLBACK): Transition(_S.REVERTING, _DROP),
     (_S.PROBATION, _E.RESTARTED): Transition(_S.PROBATION),

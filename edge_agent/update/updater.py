@@ -13,8 +13,10 @@ from edge_agent.config import Config
 from edge_agent.inference import InferenceClient, Loaded
 from edge_agent.layout import Layout
 from edge_agent.update import journal
-from edge_agent.update.driver import ModelDriver, Tools
+from edge_agent.update.driver import ModelDriver, Tools, raise_releases
+from edge_agent.update.floor import order_floor
 from edge_agent.update.journal import NO_PERMISSIONS, Permissions, Ref
+from edge_agent.update.levels import with_generation
 from edge_agent.update.rejected import Rejected
 from edge_agent.update.store import Store
 from edge_contract import canonical, wire
@@ -30,6 +32,7 @@ class Updater:
         self._layout = Layout(config)
         self._store = Store(self._layout)
         self.rejected = Rejected(self._layout, now_ms)
+        self._orders = order_floor(self._layout)
         self._tools = Tools(
             config_path=config_path,
             config=config.update,
@@ -37,20 +40,29 @@ class Updater:
             store=self._store,
             inference=InferenceClient(self._layout.control_socket),
             rejected=self.rejected,
+            orders=self._orders,
             report=report,
             in_use=self._in_use,
         )
         known = {*journal.names(self._layout), *self._store.names()}
         self._drivers = {name: ModelDriver(self._tools, name, now_ms) for name in sorted(known)}
-        if self.rejected.problem:
-            report(wire.Event(now_ms, "storage", reason=Reason.STORAGE_FAULT, detail=self.rejected.problem))
-        self.generation = 0
+        for problem in (self.rejected.problem, *self._orders.problems):
+            if problem:
+                report(wire.Event(now_ms, "storage", reason=Reason.STORAGE_FAULT, detail=problem))
+        self.adopted = 0
         self._adopt_stored(report, now_ms)
+        self._settle_floor()
         self._store.collect(self._in_use())  # what a kill left between a journal and its clean-up
+
+    @property
+    def generation(self) -> int:
+        """The newest generation ever accepted; `adopted` is lower where its desired state was lost."""
+        return max(self.adopted, self._orders.value.generation)
 
     def accept(self, desired: wire.Desired, now_ms: int) -> None:
         """Make a verified desired state this device's own: durable first, then acted upon."""
         files.write(self._layout.desired, canonical.to_bytes(desired))
+        self._orders.raise_to(with_generation(self._orders.value, desired.generation))
         self._adopt(desired, now_ms)
 
     def rollback(self, name: str) -> Ref:
@@ -100,7 +112,7 @@ class Updater:
         for name, driver in self._drivers.items():
             driver.want(wanted.get(name), desired.generation, allowed.get(name, NO_PERMISSIONS))
         # Last, so that a fault above leaves the message to be accepted when it comes again.
-        self.generation = desired.generation
+        self.adopted = desired.generation
 
     def _adopt_stored(self, report: Callable[[wire.Event], None], now_ms: int) -> None:
         data = files.read(self._layout.desired)
@@ -112,6 +124,16 @@ class Updater:
             aside = files.set_aside(self._layout.desired, now_ms)
             detail = f"the stored desired state was damaged ({e}) and set aside as {aside.name}"
             report(wire.Event(now_ms, "storage", reason=Reason.STORAGE_FAULT, detail=detail))
+
+    def _settle_floor(self) -> None:
+        """What a kill left between a desired state and the floor, and what a lost floor should say."""
+        self._orders.repair()
+        self._orders.raise_to(with_generation(self._orders.value, self.adopted))
+        known = self._orders.value.releases
+        unknown = [n for n, d in self._drivers.items() if d.view().state == "idle" and n not in known]
+        links = {n: (self._store.current(n), self._store.previous(n)) for n in unknown}
+        there = {n: [ref for ref in refs if ref is not None] for n, refs in links.items()}
+        raise_releases(self._orders, self._store, there)
 
     def _in_use(self) -> set[str]:
         return set().union(*(driver.in_use for driver in self._drivers.values()))

@@ -270,7 +270,7 @@ class Demo:
         self.processes.run("edge-fleet", "registry", "publish", self.work / "registry", bundle, *keys)
         return bundle
 
-    def deploy(self, version: str, expect: int = 0) -> dict[str, Any]:
+    def deploy(self, version: str, expect: int = 0, *, downgrade: bool = False) -> dict[str, Any]:
         """Deploy a version and follow the device; returns what it said."""
         where = ("--registry", self.work / "registry", "--keys", self.work / "keys", *self._bus())
         arguments = (
@@ -281,6 +281,7 @@ class Demo:
             *where,
             "--timeout-s",
             "90",
+            *(["--allow-downgrade"] if downgrade else []),
             "--json",
         )
         result = self.processes.run("edge-fleet", *arguments, expect=expect).json()

@@ -167,8 +167,8 @@ class Operator:
         assert info.is_published()
 
     def signed_desired(self, *models: BundleOnDisk, **fields: Any) -> bytes:
-        """A signed desired state; `fields` replace its own, `key` the operator's."""
-        key = fields.pop("key", self.key)
+        """A signed desired state; `fields` replace its own, `key` the operator's, `downgrade` allows one."""
+        key, downgrade = fields.pop("key", self.key), fields.pop("downgrade", False)
         values: dict[str, Any] = {
             "schema": 1,
             "tenant": self.tenant,
@@ -176,15 +176,18 @@ class Operator:
             "generation": self.generation,
             "issued_ms": now_ms(),
             "expires_ms": now_ms() + DAY_MS,
-            "models": [wire.DesiredModel(b.manifest.name, b.manifest.version, b.digest) for b in models],
+            "models": [
+                wire.DesiredModel(b.manifest.name, b.manifest.version, b.digest, allow_downgrade=downgrade)
+                for b in models
+            ],
         }
         return dsse.sign(canonical.to_bytes(values | fields), wire.DESIRED_TYPE, [key])
 
-    def desire(self, *models: BundleOnDisk) -> None:
-        """Tell the device which set to serve, under the next generation."""
+    def desire(self, *models: BundleOnDisk, **fields: Any) -> None:
+        """Tell the device which set to serve, under the next generation; `fields` as in `signed_desired`."""
         self.generation = max(self.generation, self.state.generation if self.state else 0) + 1
         self._wanted = {b.manifest.name: b.digest for b in models}
-        self.publish(self.topics.desired, self.signed_desired(*models), retain=True)
+        self.publish(self.topics.desired, self.signed_desired(*models, **fields), retain=True)
 
     def deploy(self, *models: BundleOnDisk, timeout_s: float = 30.0) -> list[wire.ModelState]:
         """`desire`, and wait until each attempt is over."""

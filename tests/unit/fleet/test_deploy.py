@@ -70,6 +70,13 @@ def test_two_devices_commit(deploy: Deploy, device: Callable[..., Device], publi
     assert "downloading" in result.stderr
 
 
+def test_a_downgrade_is_allowed_for_this_model_alone(deploy: Deploy, device: Callable[..., Device]) -> None:
+    with device("a", models=[DIGITS]) as a:
+        deploy("fashion@1.0.0", "--device", "a", "--allow-downgrade")
+    (asked,) = a.desired
+    assert [(m.name, m.allow_downgrade) for m in asked.models] == [("digits", False), ("fashion", True)]
+
+
 def test_people_get_lines_and_a_table(deploy: Deploy, device: Callable[..., Device]) -> None:
     with device("a", models=[SERVES_1]):
         text = deploy("fashion@2.0.0", "--device", "a").stdout

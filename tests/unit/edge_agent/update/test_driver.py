@@ -19,6 +19,7 @@ from edge_agent.inference import Loaded
 from edge_agent.layout import Layout
 from edge_agent.update import jobs, journal
 from edge_agent.update.changes import Step
+from edge_agent.update.floor import order_floor
 from edge_agent.update.journal import Entry, Ref
 from edge_agent.update.machine import CANCELLABLE, Event, State
 from edge_agent.update.rejected import Rejected
@@ -98,9 +99,12 @@ class Agent:
         self.ahead_ms += 600
         self.updater.tick(self.now_ms())
 
-    def want(self, **models: Ref) -> None:
+    def want(self, *, downgrade: bool = False, **models: Ref) -> None:
         self.generation += 1
-        desired = [wire.DesiredModel(name, ref.version, ref.digest) for name, ref in models.items()]
+        desired = [
+            wire.DesiredModel(name, ref.version, ref.digest, allow_downgrade=downgrade)
+            for name, ref in models.items()
+        ]
         message = wire.Desired(1, "t", "d", self.generation, 0, 10**15, desired)
         self.updater.accept(message, self.now_ms())
 
@@ -122,8 +126,8 @@ class Agent:
         )
         return self.view(name)
 
-    def deploy(self, ref: Ref) -> wire.ModelState:
-        self.want(tiny=ref)
+    def deploy(self, ref: Ref, *, downgrade: bool = False) -> wire.ModelState:
+        self.want(downgrade=downgrade, tiny=ref)
         self.run_until(
             lambda: journal.load(self.layout, "tiny", 0)[0].settled_generation == self.generation,
             f"the end of {ref.version}",
@@ -168,8 +172,12 @@ def agent(
         script.publish(bundle)
 
     class Fetch(ScriptedJob):
-        def __init__(self, config_path: Path, name: str, target: Ref, rejected: Rejected) -> None:
+        def __init__(
+            self, config_path: Path, name: str, target: Ref, rejected: Rejected, min_release: int
+        ) -> None:
             refusal = jobs._rejected_before(target, rejected)
+            if script.bundles[target.digest].manifest.release < min_release:
+                refusal = Step(Event.UNFIT, Reason.ROLLBACK_REFUSED, f"below {min_release}")
             good = [Step(Event.RESOLVED), Step(Event.FETCHED)]
             steps = [refusal] if refusal else script.next(script.fetch, target.digest, good)
             if Step(Event.FETCHED) in steps:
@@ -352,7 +360,7 @@ def test_a_damaged_desired_state_changes_nothing_that_serves(agent: Agent, refs:
     agent.deploy(refs[0])
     agent.layout.desired.write_bytes(b"{}")
     agent.restart()
-    assert agent.updater.generation == 0
+    assert (agent.updater.adopted, agent.updater.generation) == (0, 1)
     for _ in range(20):
         agent.updater.tick(agent.now_ms())
     assert (agent.view().version, agent.view().state) == ("1.0.0", "idle")
@@ -368,6 +376,82 @@ def test_what_a_kill_left_in_the_store_is_collected_at_the_next_start(
     install(bundles[2], agent.layout, None)
     agent.restart()
     assert agent.stored() == {refs[0].digest}
+
+
+# older releases and older orders
+
+
+@pytest.fixture
+def releases(tmp_path: Path, agent: Agent) -> list[Ref]:
+    made = [make_bundle(tmp_path, version=f"{n}.0.0", release=n, seed=n) for n in (4, 5, 6)]
+    return [agent.script.publish(bundle) for bundle in made]
+
+
+def floor(agent: Agent) -> int:
+    return order_floor(agent.layout).value.releases.get("tiny", 0)
+
+
+def test_an_older_release_is_refused_unless_the_operator_allows_it(agent: Agent, releases: list[Ref]) -> None:
+    v4, v5, v6 = releases
+    agent.deploy(v4)
+    agent.deploy(v6)
+    for _ in range(2):
+        view = agent.deploy(v5)
+        assert (view.outcome, view.reason, view.version) == ("failed", Reason.ROLLBACK_REFUSED, "6.0.0")
+        agent.restart()
+    assert agent.updater.rejected.digests() == []
+    assert agent.deploy(v5, downgrade=True).version == "5.0.0"
+    # It was allowed once: what this device has committed stays the measure.
+    assert floor(agent) == 6
+    assert agent.deploy(v4).reason is Reason.ROLLBACK_REFUSED
+    assert agent.deploy(v5).outcome == "committed"  # it is what serves
+    assert agent.deploy(v6).version == "6.0.0"
+
+
+def test_only_a_commit_raises_the_floor(agent: Agent, releases: list[Ref]) -> None:
+    v4, v5, v6 = releases
+    agent.deploy(v4)
+    agent.script.preflight[v6.digest] = [[Step(Event.REJECTED, Reason.GOLDEN_MISMATCH, "wrong")]]
+    assert agent.deploy(v6).outcome == "failed"
+    assert floor(agent) == 4
+    assert agent.deploy(v5).outcome == "committed"
+    assert floor(agent) == 5
+
+
+def test_a_rollback_is_no_downgrade_and_what_it_went_back_to_can_be_deployed(
+    agent: Agent, releases: list[Ref]
+) -> None:
+    v4, v5, _ = releases
+    agent.deploy(v4)
+    agent.deploy(v5)
+    agent.updater.rollback("tiny")
+    agent.run_until(lambda: agent.view().version == "4.0.0" and agent.view().state == "idle", "rollback")
+    assert floor(agent) == 5
+    agent.restart()
+    assert floor(agent) == 5
+    assert agent.deploy(v4).outcome == "committed"
+    agent.updater.rejected.clear()
+    assert agent.deploy(v5).outcome == "committed"
+
+
+def test_a_lost_floor_is_taken_from_what_serves_and_was_accepted(agent: Agent, releases: list[Ref]) -> None:
+    agent.deploy(releases[1])
+    for path in agent.layout.floor_copies("orders"):
+        path.write_bytes(b"")
+    agent.restart()
+    assert any("orders.floor is damaged" in e.detail for e in agent.events)
+    value = order_floor(agent.layout).value
+    assert (value.generation, value.releases) == (agent.generation, {"tiny": 5})
+    assert agent.deploy(releases[0]).reason is Reason.ROLLBACK_REFUSED
+
+
+def test_a_lost_desired_state_does_not_make_older_ones_acceptable(agent: Agent, releases: list[Ref]) -> None:
+    agent.deploy(releases[0])
+    agent.deploy(releases[1])
+    agent.layout.desired.unlink()
+    agent.restart()
+    assert agent.updater.adopted == 0
+    assert agent.updater.generation == agent.generation
 
 
 # what goes wrong on the way

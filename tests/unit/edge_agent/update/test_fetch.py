@@ -109,12 +109,16 @@ def run(config: Config, capsys: pytest.CaptureFixture[str], end_of_child: Callab
     """Fetch a bundle as the child does; returns what its parent would see."""
 
     def fetch_(
-        bundle: BundleOnDisk, *, config: Config = config, digest: str = "", version: str = ""
+        bundle: BundleOnDisk,
+        *,
+        config: Config = config,
+        digest: str = "",
+        version: str = "",
+        min_release: int = 0,
     ) -> Ended:
         capsys.readouterr()
-        code = fetch.run_fetch(
-            config, bundle.manifest.name, version or bundle.manifest.version, digest or bundle.digest
-        )
+        version = version or bundle.manifest.version
+        code = fetch.run_fetch(config, bundle.manifest.name, version, digest or bundle.digest, min_release)
         end_of_child()
         return Ended(code, [json.loads(line) for line in capsys.readouterr().out.splitlines()])
 
@@ -196,6 +200,18 @@ def test_keys_of_operators_are_kept(run: Run, config: Config, bundles: Bundles) 
 
 def test_a_digest_other_than_the_signed_one_is_refused(run: Run, config: Config, bundles: Bundles) -> None:
     assert_refused(run(bundles.v1, digest="0" * 64), BundleRejected, Reason.TRUST_FAILED)
+
+
+def test_an_older_release_is_refused_before_its_blobs_are_fetched(
+    run: Run, config: Config, bundles: Bundles, server: FolderServer
+) -> None:
+    ended = run(bundles.v1, min_release=2)
+    assert_refused(ended, DeviceUnfit, Reason.ROLLBACK_REFUSED)
+    assert "release 1" in ended.last["what"]
+    assert "--allow-downgrade" in ended.last["next_step"]
+    blobs = {f"/{manifests.blob_path(f.sha256)}" for f in bundles.v1.manifest.files}
+    assert blobs.isdisjoint(seen.path for seen in server.seen)
+    assert run(bundles.v2, min_release=2).code == 0
 
 
 def test_what_is_not_published_is_looked_for_again(run: Run, config: Config, bundles: Bundles) -> None:
