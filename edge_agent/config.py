@@ -35,12 +35,19 @@ class Broker(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Registry(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where bundles come from, and the pinned root of trust."""
+    """Where bundles come from, the pinned root of trust, and how bytes may come."""
 
     url: str = "http://127.0.0.1:8000"
     root: str = "/etc/edgeward/root.json"
+    token_file: str = ""
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
     timeout_s: Seconds = 20.0
     retries: Times = 5
+    low_speed_bytes_per_s: Annotated[int, Meta(ge=0)] = 256
+    low_speed_s: Seconds = 60.0
+    deadline_s: Seconds = 21600.0
     max_rate_bytes_per_s: Annotated[int, Meta(ge=0)] = 0
 
 

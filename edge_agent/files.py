@@ -7,6 +7,7 @@ that the next call cleans up. Every operating-system error leaves as StorageFaul
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from edge_contract.console import os_fault
 
 _TEMPORARY = ".tmp"
+_FALLOC_FL_KEEP_SIZE = 1
 
 
 @contextmanager
@@ -159,6 +161,32 @@ def sync_file(path: Path) -> None:
     """Make the content of `path` durable."""
     with _storage(path):
         _sync_file(path)
+
+
+def sync_data(descriptor: int, path: Path) -> None:
+    """Make what was written to an open file durable, with its length."""
+    with _storage(path):
+        os.fdatasync(descriptor)
+
+
+def reserve(descriptor: int, path: Path, size_bytes: int) -> bool:
+    """Take the disk's blocks for a file of `size_bytes` now, leaving its length as it is.
+
+    fallocate(2) with FALLOC_FL_KEEP_SIZE, which Python's os does not offer; where the filesystem cannot do
+    it (FAT on some kernels, UBIFS, NFS), returns False. Raises StorageFault when there is no room.
+    """
+    if size_bytes == 0:
+        return True
+    libc = ctypes.CDLL(None, use_errno=True)
+    fallocate = getattr(libc, "fallocate64", None) or libc.fallocate  # musl has 64 bits under the short name
+    fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    while fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, 0, size_bytes) != 0:
+        code = ctypes.get_errno()
+        if code in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            return False
+        if code != errno.EINTR:
+            raise os_fault(OSError(code, os.strerror(code), str(path)))
+    return True
 
 
 def sync_folder(path: Path) -> None:

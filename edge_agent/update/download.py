@@ -1,206 +1,194 @@
 """Download of one blob: resumes, verifies as it goes, never leaves a wrong file under a right name.
 
-HTTP through urllib3. It runs in the fetch child. Which blobs are wanted is not decided here.
+It runs in the fetch child: http.py asks, answers.py says what an answer means, part.py keeps the bytes.
+Which blobs are wanted is not decided here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-
-import urllib3
-from urllib3.exceptions import HTTPError
-from urllib3.util import Timeout
 
 from edge_agent import files
 from edge_agent.config import Registry
-from edge_agent.update.store import hash_file
-from edge_contract.console import os_fault
-from edge_contract.errors import BundleRejected, EdgewardError, Reason, TransferFailed
+from edge_agent.update.answers import BeginAnew, BlobMissing, Dialogue, Later, Next, Postponed
+from edge_agent.update.http import Client, Response, closing, shown
+from edge_agent.update.pacing import LONGEST_PAUSE_S, LowSpeed, Rate, backoff_s
+from edge_agent.update.part import Part
+from edge_agent.update.store import file_matches
+from edge_contract.errors import Reason, TransferFailed
+from edge_contract.manifest import File
 
-_CHUNK_BYTES = 64 << 10
-# A cut loses the chunk that was being received. Small, so that a bad network still gets on.
-_RECEIVE_BYTES = 8 << 10
-_BACKOFF_CAP_S = 30.0
-# Statuses that say "later"; every other 4xx is final for this attempt.
-_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+__all__ = ["BlobMissing", "Downloader", "Postponed"]
+
+_RECEIVE_BYTES = 64 << 10
+_LOOK_EVERY_S = 1.0
+
+# Called with what was found or received, in bytes; negative, what was thrown away again.
 Progress = Callable[[int], None]
+# Called about once a second with the bytes that the blob still lacks; raises Postponed.
+Gate = Callable[[int], None]
+
+
+class _Arrived(Exception):
+    """Somebody else has brought the blob meanwhile."""
+
+
+class _Work:
+    """One blob on its way."""
+
+    def __init__(self, url: str, blob: File, part: Part, done: Path) -> None:
+        self.url, self.blob, self.part, self.done = url, blob, part, done
+        self.shown = shown(url)
+        self.talk = Dialogue(self.shown, blob.sha256, blob.size_bytes)
 
 
 class Downloader:
-    """Fetches blobs of known size and digest from one registry into a staging folder."""
+    """Fetches blobs of known size and digest from one registry into a staging folder.
 
-    def __init__(self, registry: Registry, staging: Path, progress: Progress) -> None:
+    One for one transfer: `deadline_s` counts from the first blob on.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        staging: Path,
+        progress: Progress,
+        *,
+        client: Client | None = None,
+        gate: Gate = lambda _: None,
+    ) -> None:
         self._registry = registry
         self._staging = staging
         self._progress = progress
-        timeout = Timeout(connect=registry.timeout_s, read=registry.timeout_s)
-        self._pool = urllib3.PoolManager(timeout=timeout, retries=False)
+        self._client = client or Client(registry)
+        self._gate = gate
+        self._rate = Rate(registry.max_rate_bytes_per_s)
+        self._ends_s = float("inf")
 
     def fetch(self, path: str, sha256: str, size_bytes: int) -> Path:
         """The staged file with exactly that content, synced.
 
-        Raises TransferFailed, BundleRejected (served bytes have another digest) or StorageFault.
+        Raises TransferFailed (Postponed when waiting here is of no use), BlobMissing, BundleRejected (the
+        registry serves another content) or StorageFault. What has arrived stays.
         """
+        if self._ends_s == float("inf"):
+            self._ends_s = time.monotonic() + self._registry.deadline_s
+        blob = File("model", sha256, size_bytes, sha256)
         done = self._staging / sha256
-        part = self._staging / f"{sha256}.part"
-        if done.exists() and hash_file(done) == sha256:
+        if file_matches(done, blob):
+            self._progress(size_bytes)
             return done
-        for attempt in range(self._registry.retries):
-            if attempt:
-                time.sleep(random.uniform(0, min(_BACKOFF_CAP_S, 0.5 * 2**attempt)))  # noqa: S311 - full jitter
+        with Part(self._staging / f"{sha256}.part", size_bytes, self._progress) as part:
+            work = _Work(f"{self._client.base}/{path}", blob, part, done)
             try:
-                self._attempt(f"{self._registry.url.rstrip('/')}/{path}", part, sha256, size_bytes)
-                break
-            except TransferFailed:
-                if attempt + 1 == self._registry.retries:
-                    raise
-            except OSError as e:
-                raise os_fault(e) from e
-        files.sync_file(part)
-        files.move(part, done)
+                self._complete(work)
+            except _Arrived:
+                self._progress(size_bytes - part.length)
+                files.remove_link(part.path)
+                return done
+            part.sync()
+        files.move(part.path, done)
         return done
 
-    def _attempt(self, url: str, part: Path, sha256: str, size_bytes: int) -> None:
-        part.touch()  # an empty blob has nothing to receive
-        digest, have = _resume(part, size_bytes)
-        resumed = have > 0
-        if have < size_bytes:
-            # The name is the content's digest, so a changed blob has another URL; the digest is checked
-            # over all bytes at the end, so If-Range with this ETag is an optimisation, not the guard.
-            headers = {"Range": f"bytes={have}-", "If-Range": f'"{sha256}"'} if have else {}
+    def _complete(self, work: _Work) -> None:
+        """Attempts, until the part is whole and right."""
+        failures, furthest = 0, work.part.length
+        while True:
             try:
-                response = self._pool.request(
-                    "GET", url, headers={**headers, "Accept-Encoding": "identity"}, preload_content=False
-                )
-                with _closing(response):
-                    have, digest = self._start(url, response, have, digest)
-                    resumed = have > 0
-                    self._receive(url, response, part, have, digest, size_bytes)
-            except HTTPError as e:
-                raise _unreachable(url, e) from e
-        if digest.hexdigest() != sha256:
-            part.unlink(missing_ok=True)
-            if resumed:  # the beginning was not synced: after a power cut this disk may be the culprit
-                raise TransferFailed(
-                    Reason.DIGEST_MISMATCH,
-                    f"what an earlier attempt left of {url} was damaged",
-                    "it is fetched again from the start",
-                )
-            raise BundleRejected(
-                Reason.DIGEST_MISMATCH,
-                f"{url} has SHA-256 {digest.hexdigest()[:12]}…, signed metadata says {sha256[:12]}…",
-                "publish the bundle again, and look for who altered the registry's files",
+                if self._attempt(work):
+                    return
+                continue
+            except Postponed:
+                raise
+            except BeginAnew:
+                failures, furthest, pause_s = 0, 0, random.uniform(0, backoff_s(1))  # noqa: S311
+            except TransferFailed as e:
+                # A link that gets on, however often it is cut, is not given up.
+                failures = 1 if work.part.length > furthest else failures + 1
+                furthest = max(furthest, work.part.length)
+                if failures >= self._registry.retries:
+                    raise
+                pause_s = self._pause_s(failures, e)
+            time.sleep(pause_s)
+            self._look(work)
+
+    def _attempt(self, work: _Work) -> bool:
+        """Whether the part is whole and right now; False when another question will do better."""
+        part = work.part
+        begun = part.length
+        if not part.whole:
+            response = self._client.get(work.url, work.talk.headers(begun))
+            with closing(work.url, response):
+                todo = work.talk.accept(response.status, response.headers, begun, time.time())
+                if todo is Next.ASK_AGAIN:
+                    response.close()
+                    return False
+                if todo is Next.BEGIN_ANEW:
+                    part.restart()
+                    begun = 0
+                self._receive(work, response)
+        if part.sha256 == work.blob.sha256:
+            return True
+        wrong = work.talk.wrong_content(part.sha256, in_one_piece=begun == 0)
+        part.restart()
+        raise wrong
+
+    def _receive(self, work: _Work, response: Response) -> None:
+        part = work.part
+        looked_s = time.monotonic()
+        speed = self._low_speed(looked_s)
+        while chunk := response.read1(_RECEIVE_BYTES, decode_content=False):
+            if part.length + len(chunk) > part.size_bytes:
+                raise work.talk.too_long()
+            part.append(chunk)
+            pause_s = self._rate.pause_s(len(chunk), time.monotonic())
+            if pause_s:
+                time.sleep(pause_s)
+            now_s = time.monotonic()
+            if speed.too_slow(len(chunk), now_s):
+                raise self._too_slow(work)
+            if now_s - looked_s >= _LOOK_EVERY_S:
+                looked_s = now_s
+                self._look(work)
+        if not part.whole:
+            raise work.talk.ended_early(part.length)
+
+    def _low_speed(self, now_s: float) -> LowSpeed:
+        least = float(self._registry.low_speed_bytes_per_s)
+        if self._registry.max_rate_bytes_per_s:  # our own brake is not the network's fault
+            least = min(least, self._registry.max_rate_bytes_per_s / 2)
+        return LowSpeed(least, self._registry.low_speed_s, now_s)
+
+    def _look(self, work: _Work) -> None:
+        """Whether to go on: the deadline, the gate, and another process that may have brought the blob."""
+        part = work.part
+        if time.monotonic() > self._ends_s:
+            raise Postponed(
+                Reason.DEADLINE_EXCEEDED,
+                f"the transfer took longer than {self._registry.deadline_s:g} s; "
+                f"{work.shown} has {part.length} of {part.size_bytes} bytes",
+                "the next attempt goes on there; raise [registry] deadline_s for a slow link",
             )
+        self._gate(part.size_bytes - part.length)
+        if file_matches(work.done, work.blob):
+            raise _Arrived
 
-    def _start(
-        self, url: str, response: urllib3.BaseHTTPResponse, have: int, digest: hashlib._Hash
-    ) -> tuple[int, hashlib._Hash]:
-        """Offset and running digest at which this response's body begins."""
-        if response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            return have, digest
-        if response.status == 200:
-            return 0, hashlib.sha256()
-        raise _refused(url, response.status)
+    def _pause_s(self, failures: int, error: TransferFailed) -> float:
+        pause_s = random.uniform(0, backoff_s(failures))  # noqa: S311 - full jitter
+        asked_s = error.retry_after_s if isinstance(error, Later) else None
+        if asked_s is None:
+            return pause_s
+        if asked_s > LONGEST_PAUSE_S:
+            raise Postponed(error.reason, error.what, error.next_step, asked_s) from error
+        return asked_s + pause_s
 
-    def _receive(
-        self,
-        url: str,
-        response: urllib3.BaseHTTPResponse,
-        part: Path,
-        offset: int,
-        digest: hashlib._Hash,
-        size_bytes: int,
-    ) -> None:
-        started, at_start = time.monotonic(), offset
-        try:
-            with part.open("r+b" if offset else "wb") as stream:
-                stream.seek(offset)
-                for chunk in response.stream(_RECEIVE_BYTES):
-                    if offset + len(chunk) > size_bytes:
-                        raise _oversize(url, size_bytes)
-                    stream.write(chunk)
-                    digest.update(chunk)
-                    offset += len(chunk)
-                    self._progress(len(chunk))
-                    self._pace(offset - at_start, started)
-                stream.truncate(offset)
-        except OSError as e:
-            raise os_fault(e) from e
-        if offset < size_bytes:
-            raise TransferFailed(
-                Reason.REGISTRY_UNREACHABLE,
-                f"{url} ended after {offset} of {size_bytes} bytes",
-                "the device resumes by itself; check the network if this repeats",
-            )
-
-    def _pace(self, received: int, started: float) -> None:
-        limit = self._registry.max_rate_bytes_per_s
-        if limit:
-            ahead = received / limit - (time.monotonic() - started)
-            if ahead > 0:
-                time.sleep(ahead)
-
-
-def _resume(part: Path, size_bytes: int) -> tuple[hashlib._Hash, int]:
-    """Digest and length of what an earlier attempt left; nothing when it is longer than the blob."""
-    digest = hashlib.sha256()
-    if part.stat().st_size > size_bytes:
-        part.write_bytes(b"")
-    have = 0
-    with part.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            have += len(chunk)
-    return digest, have
-
-
-@contextmanager
-def _closing(response: urllib3.BaseHTTPResponse) -> Iterator[None]:
-    """Keep the connection for the next blob only when the body was read to its end."""
-    try:
-        yield
-    except BaseException:
-        response.close()
-        raise
-    response.release_conn()
-
-
-def _unreachable(url: str, error: Exception) -> TransferFailed:
-    return TransferFailed(
-        Reason.REGISTRY_UNREACHABLE,
-        f"{url} cannot be fetched: {error}",
-        "check the network and the registry; the device tries again by itself",
-    )
-
-
-def _refused(url: str, status: int) -> EdgewardError:
-    if status in _AGAIN:
+    def _too_slow(self, work: _Work) -> TransferFailed:
+        bound = f"{self._registry.low_speed_bytes_per_s} bytes a second for {self._registry.low_speed_s:g} s"
         return TransferFailed(
             Reason.REGISTRY_UNREACHABLE,
-            f"{url} answered {status}",
-            "the device tries again by itself; check the registry if this repeats",
+            f"{work.shown} came slower than {bound}",
+            "it goes on over a new connection; lower [registry] low_speed_bytes_per_s for such a link",
         )
-    return BlobMissing(
-        Reason.BLOB_MISSING,
-        f"{url} answered {status}",
-        "publish the bundle again: signed metadata names this blob, but the registry does not have it",
-    )
-
-
-def _oversize(url: str, size_bytes: int) -> BundleRejected:
-    return BundleRejected(
-        Reason.DIGEST_MISMATCH,
-        f"{url} sends more than the {size_bytes} bytes that signed metadata allows",
-        "publish the bundle again, and look for who altered the registry's files",
-    )
-
-
-class BlobMissing(EdgewardError):
-    """The registry does not have a blob it names: final for this attempt, retried as a transfer later."""
-
-    exit_code = TransferFailed.exit_code

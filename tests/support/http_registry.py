@@ -10,7 +10,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +25,13 @@ class Seen(NamedTuple):
     path: str
     range: str | None
     if_range: str | None
+    cache_control: str | None = None
+    authorization: str | None = None
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    extra: Mapping[str, str] = {}
 
     def do_GET(self) -> None:
         server = self.server
@@ -41,13 +44,15 @@ class _Handler(BaseHTTPRequestHandler):
     @property
     def seen(self) -> Seen:
         """The request."""
-        return Seen(self.path, self.headers.get("Range"), self.headers.get("If-Range"))
+        names = ("Range", "If-Range", "Cache-Control", "Authorization")
+        return Seen(self.path, *(self.headers.get(name) for name in names))
 
-    def head(self, status: int, length: int, **headers: str) -> None:
+    def head(self, status: int, length: int | None, **headers: str) -> None:
         """Status line and headers."""
         self.send_response(status)
-        self.send_header("Content-Length", str(length))
-        for name, value in headers.items():
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        for name, value in {**headers, **self.extra}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
 
@@ -94,6 +99,57 @@ def whole_always(body: bytes) -> Answer:
     return answer
 
 
+def span(body: bytes, start: int, total: int | None = None) -> Answer:
+    """206 with the part from `start` on, whatever is asked for; `total` is the length it claims."""
+
+    def answer(request: _Handler) -> None:
+        text = f"bytes {start}-{len(body) - 1}/{len(body) if total is None else total}"
+        request.head(206, len(body) - start, Content_Range=text)
+        request.wfile.write(body[start:])
+
+    return answer
+
+
+def tagged(answer: Answer, tag: str) -> Answer:
+    """The answer under an entity tag."""
+    return with_headers(answer, ETag=tag)
+
+
+def with_headers(answer: Answer, **headers: str) -> Answer:
+    """The answer with more headers, `_` for `-`."""
+
+    def more(request: _Handler) -> None:
+        request.extra = headers
+        try:
+            answer(request)
+        finally:
+            request.extra = {}
+
+    return more
+
+
+def redirect(target: str, code: int = 302) -> Answer:
+    """To another address."""
+    return lambda request: request.head(code, 0, Location=target)
+
+
+def drip(body: bytes, bytes_per_s: float) -> Answer:
+    """Byte for byte, slowly, until the client has had enough."""
+
+    def answer(request: _Handler) -> None:
+        start = request.offset()
+        headers = {"Content_Range": f"bytes {start}-{len(body) - 1}/{len(body)}"} if start else {}
+        request.head(206 if start else 200, len(body) - start, **headers)
+        try:
+            for at in range(start, len(body)):
+                request.wfile.write(body[at : at + 1])
+                time.sleep(1 / bytes_per_s)
+        except OSError:
+            request.close_connection = True
+
+    return answer
+
+
 def cut(body: bytes, after: int) -> Answer:
     """Promises the rest of the body and ends after `after` more bytes."""
 
@@ -124,11 +180,11 @@ def endless(body: bytes) -> Answer:
     return answer
 
 
-def status(code: int) -> Answer:
+def status(code: int, **headers: str) -> Answer:
     """A refusal with a body that nobody reads."""
 
     def answer(request: _Handler) -> None:
-        request.head(code, 5)
+        request.head(code, 5, **headers)
         request.wfile.write(b"sorry")
 
     return answer
