@@ -10,6 +10,7 @@ import click
 from edge_agent import config as configuration
 from edge_contract import canonical
 from edge_contract.console import Program, json_option, print_json
+from edge_contract.errors import BundleRejected
 
 CONFIG = click.option(
     "--config",
@@ -132,14 +133,51 @@ def bench(
     show_default=True,
     help="How much slower than the manifest's expectation, scaled to this machine, is too slow.",
 )
+@click.option(
+    "--memory-factor",
+    type=click.FloatRange(1.0),
+    default=2.0,
+    show_default=True,
+    help="How much more memory than the manifest's expectation is too much.",
+)
+@click.option(
+    "--free-bytes",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="What must stay free on this machine while the version is loaded.",
+)
+@click.option(
+    "--prepare",
+    type=click.Path(path_type=Path),
+    help="Make this machine's own form of a version that passes, below this folder.",
+)
+@click.option(
+    "--prepare-bytes",
+    type=click.IntRange(0),
+    default=1 << 30,
+    show_default=True,
+    help="The most that such a form may take.",
+)
 @json_option
-def preflight(folder: Path, latency_factor: float, as_json: bool) -> None:
+def preflight(
+    folder: Path,
+    latency_factor: float,
+    memory_factor: float,
+    free_bytes: int,
+    prepare: Path | None,
+    prepare_bytes: int,
+    as_json: bool,
+) -> None:
     """Load a version from its store FOLDER, run its golden vectors, compare, and report a verdict."""
+    from edge_agent.serving import adapt
     from edge_agent.serving import preflight as check
 
-    verdict = check.run(folder, latency_factor=latency_factor)
-    if as_json:
-        click.echo(json.dumps(check.verdict_dict(verdict)))  # one line: the control process reads lines
-    else:
-        click.echo(check.sentence(verdict))
-    raise SystemExit(0 if verdict.ok else 4)
+    verdict = check.run(folder, check.Terms(latency_factor, memory_factor, free_bytes))
+    # One line each: the control process reads lines. The verdict counts even if the second never comes.
+    click.echo(json.dumps(check.verdict_dict(verdict)) if as_json else check.sentence(verdict))
+    if not verdict.ok:
+        raise SystemExit(BundleRejected.exit_code)
+    if prepare is not None:
+        adapted = adapt.run(folder, prepare, prepare_bytes)
+        click.echo(json.dumps(adapted._asdict()) if as_json else adapted.what)

@@ -76,6 +76,9 @@ class Update(Struct, frozen=True, forbid_unknown_fields=True):
     preflight_timeout_s: Seconds = 120.0
     preflight_memory_bytes: Bytes = 2 << 30
     preflight_latency_factor: Positive = 5.0
+    preflight_memory_factor: Positive = 2.0
+    preflight_free_bytes: Annotated[int, Meta(ge=0)] = 16 << 20
+    prepared_max_bytes: Annotated[int, Meta(ge=0)] = 1 << 30
     max_attempts: Times = 3
     retry_s: Seconds = 30.0
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = 16 << 20

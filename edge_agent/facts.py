@@ -20,12 +20,11 @@ _RUNTIMES = {"onnxruntime": "onnxruntime", "ai-edge-litert": "tflite", "tflite-r
 
 def probe(cpuinfo: Path = Path("/proc/cpuinfo")) -> Facts:
     """The facts of this machine."""
-    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
-    architecture = platform.machine()
+    cpu, isa = processor(cpuinfo)
     return Facts(
-        architecture=architecture,
-        cpu=_field(text, "model name", "Model", "CPU part") or architecture,
-        isa=instruction_sets(text, architecture),
+        architecture=platform.machine(),
+        cpu=cpu,
+        isa=isa,
         cores=psutil.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
         os=platform.platform(terse=True),
@@ -33,6 +32,14 @@ def probe(cpuinfo: Path = Path("/proc/cpuinfo")) -> Facts:
         agent_version=distribution_version(),
         runtimes=_runtimes(),
     )
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str]]:
+    """Name and instruction sets of the CPU alone: what kernels a runtime picks depends on."""
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
+    architecture = platform.machine()
+    name = _field(text, "model name", "Model", "CPU part") or architecture
+    return name, instruction_sets(text, architecture)
 
 
 def instruction_sets(cpuinfo: str, architecture: str) -> list[str]:

@@ -138,6 +138,11 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
+def temporary(path: Path) -> Path:
+    """Where something is built that will be renamed to `path`; `remove_leftovers` drops what was not."""
+    return path.with_name(f".{path.name}{_TEMPORARY}")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what cut-off operations left in `folder`."""
     with _storage(folder):

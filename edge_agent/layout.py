@@ -5,6 +5,7 @@ state_dir/
   floor/          the other copy of each floor: what never sinks, see update/levels.py
   staging/        downloads under way (same filesystem as the store)
   store/DIGEST/   one version, immutable: manifest.json and its files
+  prepared/DIGEST/KEY/  this device's own form of a version's model, made by preflight, dropped with it
   models/NAME/    current, previous → ../../store/DIGEST (symlinks)
   journal/        NAME.json: where an update is
   desired.json    the newest accepted desired state
@@ -33,6 +34,7 @@ class Layout:
         self.floor = self.state / "floor"
         self.staging = self.state / "staging"
         self.store = self.state / "store"
+        self.prepared = self.state / "prepared"
         self.models = self.state / "models"
         self.journal = self.state / "journal"
         self.starts = self.state / "starts"

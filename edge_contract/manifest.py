@@ -226,9 +226,30 @@ def _check_unique_tensors(field: str, tensors: list[Tensor]) -> None:
         seen.add(tensor.name)
 
 
-def same_interface(a: Manifest, b: Manifest) -> bool:
-    """Whether a client of `a` can talk to `b` unchanged (names, datatypes, shapes, order)."""
-    return a.inputs == b.inputs and a.outputs == b.outputs
+def interface_change(before: Manifest, after: Manifest) -> str:
+    """Why a client of `before` cannot talk to `after` unchanged; empty when it can.
+
+    Inputs must be the same, in order, but a dimension may become free. Outputs must begin with the same
+    ones; more may follow.
+    """
+    if len(after.inputs) != len(before.inputs):
+        return f"it takes {len(after.inputs)} inputs instead of {len(before.inputs)}"
+    if len(after.outputs) < len(before.outputs):
+        return f"it gives {len(after.outputs)} outputs instead of {len(before.outputs)}"
+    for old, new in zip(before.inputs, after.inputs, strict=True):
+        fits = len(old.shape) == len(new.shape) and all(
+            n in (o, -1) for o, n in zip(old.shape, new.shape, strict=True)
+        )
+        if (old.name, old.datatype) != (new.name, new.datatype) or not fits:
+            return f"its input {_described(old)} is now {_described(new)}"
+    for old, new in zip(before.outputs, after.outputs, strict=False):
+        if old != new:
+            return f"its output {_described(old)} is now {_described(new)}"
+    return ""
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tensor.name} {tensor.datatype} {tensor.shape}"
 
 
 def blob_path(sha256: str) -> str:

@@ -1,38 +1,45 @@
 """From a digest in the store to a version that is loaded, checked and warm. Blocking; it changes nothing.
 
 Digests of the files were verified when the updater stored them and are not computed again here: at
-start that would cost the reading of every model twice.
+start that would cost the reading of every model twice. Sizes are compared, and one golden answer.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
+from msgspec.structs import replace
 
 from edge_agent.layout import Layout
-from edge_agent.serving import arrays, package
+from edge_agent.serving import arrays, golden, package, prepared
 from edge_agent.serving.backends.base import Loaded, Spec, open_model
 from edge_agent.serving.tensors import difference
 from edge_contract.errors import BundleRejected, Reason, RequestRejected
 from edge_contract.manifest import Manifest
 
+# "prepared" is this device's own form of the model (prepared.py), "original" the model of the bundle.
+Form = Literal["original", "prepared"]
+_log = logging.getLogger("edge_agent.serving")
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A version in memory that has answered once."""
+    """A version in memory, and from which of its forms."""
 
     manifest: Manifest
     digest: str
     model: Loaded
+    form: Form = "original"
 
 
 def open_version(layout: Layout, name: str, digest: str) -> Opened:
-    """Load and warm up one version from the store.
+    """Load and warm up one version from the store, from its prepared form where there is a sound one.
 
-    Raises RequestRejected (404) when the store does not have it, BundleRejected, DeviceUnfit or
-    StorageFault when it cannot be served.
+    Raises RequestRejected (404) when the store does not have it, BundleRejected, DeviceUnfit, StorageFault
+    or MemoryError when it cannot be served.
     """
     folder = layout.version(digest)
     if not folder.is_dir():
@@ -42,32 +49,41 @@ def open_version(layout: Layout, name: str, digest: str) -> Opened:
     stored = package.read(folder)
     _check_identity(stored, name, digest)
     package.check_sizes(stored)
-    opened = open_package(stored, stored.model)
+    mapped = prepared.find(layout.prepared, stored)
+    if mapped is not None:
+        try:
+            return _warm(open_package(stored, mapped, "prepared"), stored)
+        except BundleRejected as e:
+            _log.error("the prepared form of %s is not used: %s", stored.label, e)
     try:
-        _warm_up(opened, arrays.golden_samples(stored.golden, stored.manifest, 1)[0])
+        return _warm(open_package(stored, stored.model), stored)
     except BundleRejected:
-        opened.model.close()
+        package.check_digests(stored)  # where the disk is at fault, it says so, not the bundle
         raise
-    return opened
 
 
-def open_package(stored: package.Package, path: Path) -> Opened:
+def open_package(stored: package.Package, path: Path, form: Form = "original") -> Opened:
     """Load the model of a package from `path` and hold it to its manifest's interface.
 
-    Raises BundleRejected or DeviceUnfit.
+    Raises BundleRejected, DeviceUnfit or MemoryError.
     """
     manifest = stored.manifest
-    session = manifest.session
-    model = open_model(Spec(path, manifest.runtime, session.threads, session.spinning))
+    model = open_model(spec_of(manifest, path, form))
     problem = difference(manifest.inputs, model.inputs) or difference(manifest.outputs, model.outputs)
     if problem:
         model.close()
         raise BundleRejected(
             Reason.MANIFEST_INVALID,
-            f"the manifest of {manifest.name}@{manifest.version} {problem}",
+            f"the manifest of {stored.label} {problem}",
             "build the bundle again with edge-optimize and publish it anew",
         )
-    return Opened(manifest, stored.digest, model)
+    return Opened(manifest, stored.digest, model, form)
+
+
+def spec_of(manifest: Manifest, path: Path, form: Form = "original") -> Spec:
+    """What a backend needs to know to open `path` as this version."""
+    session = manifest.session
+    return Spec(path, manifest.runtime, session.threads, session.spinning, form == "prepared")
 
 
 def _check_identity(stored: package.Package, name: str, digest: str) -> None:
@@ -85,15 +101,30 @@ def _check_identity(stored: package.Package, name: str, digest: str) -> None:
         )
 
 
-def _warm_up(opened: Opened, golden: arrays.Golden) -> None:
+def _warm(opened: Opened, stored: package.Package) -> Opened:
+    """Let it answer once, and rightly: a disk that decays would otherwise be noticed by clients first."""
     try:
-        outputs = opened.model.run(golden.inputs)
+        _answer(opened, arrays.golden_samples(stored.golden, stored.manifest, 1)[0])
+    except BundleRejected:
+        opened.model.close()
+        raise
+    return opened
+
+
+def _answer(opened: Opened, sample: arrays.Golden) -> None:
+    manifest = opened.manifest
+    try:
+        outputs = opened.model.run(sample.inputs)
     except RequestRejected as e:
         raise BundleRejected(
             Reason.LOAD_FAILED, f"the first golden sample: {e.what}", "build the bundle again"
         ) from e
-    for tensor in opened.manifest.outputs:
-        if not isinstance(outputs.get(tensor.name), np.ndarray):
+    # The share of samples with the same top class is preflight's: one sample has no share.
+    tolerance = replace(manifest.golden.tolerance, top1_agreement=0.0)
+    for tensor in manifest.outputs:
+        pair = golden.Pair(sample.outputs[tensor.name], outputs[tensor.name])
+        finding = golden.compare(tensor, [pair], tolerance)
+        if finding is not None:
             raise BundleRejected(
-                Reason.LOAD_FAILED, f"the model gives no tensor {tensor.name!r}", "build the bundle again"
+                finding.reason, finding.what, "deploy it again; if this repeats, build the bundle again"
             )

@@ -257,6 +257,7 @@ def _entry(name: str, slot: _Slot) -> dict[str, str]:
         "reason": slot.note.reason.value if slot.note else "",
         "detail": slot.note.detail if slot.note else "",
         "digest": slot.digest,
+        "form": slot.serving.form if slot.serving else "",
     }
 
 

@@ -37,6 +37,11 @@ class Package:
         return self.paths[self.manifest.file("model").name]
 
     @property
+    def label(self) -> str:
+        """`name@version`, for people."""
+        return f"{self.manifest.name}@{self.manifest.version}"
+
+    @property
     def golden(self) -> Path:
         """The golden vectors' file."""
         return self.paths[self.manifest.file("golden").name]

@@ -21,3 +21,20 @@ def peak_resident_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) << 10
     raise RuntimeError("/proc/self/status has no VmHWM")
+
+
+def available_bytes() -> int:
+    """What the kernel can give to a new program now without swapping, on the whole machine."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError("/proc/meminfo has no MemAvailable")
+
+
+def private_bytes() -> int:
+    """Memory that is this process's alone and not of a file: what a leak makes grow, in memory or in swap."""
+    total = 0
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith(("RssAnon:", "VmSwap:")):
+            total += int(line.split()[1]) << 10
+    return total

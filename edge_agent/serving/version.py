@@ -16,6 +16,7 @@ class Version:
         self.manifest = opened.manifest
         self.digest = opened.digest
         self.model = opened.model
+        self.form = opened.form
         self.counters = VersionCounters(opened.manifest, opened.digest, int(time.time() * 1000))
         self._in_flight = 0
         self._idle = asyncio.Event()

@@ -16,11 +16,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from edge_agent.signals import signal_name
+from edge_agent.update.leash import Limits
 from edge_contract.console import os_fault
 from edge_contract.errors import BundleRejected, DeviceUnfit, Reason, StorageFault, TransferFailed
 
 _LINE_LIMIT_BYTES = 1 << 20
 _STDERR_TAIL = 400
+NO_LIMITS = Limits()
 _BY_EXIT_CODE = {
     BundleRejected.exit_code: Reason.LOAD_FAILED,
     TransferFailed.exit_code: Reason.REGISTRY_UNREACHABLE,
@@ -64,14 +66,14 @@ class Child:
     It dies with the control process, however that ends: see leash.py.
     """
 
-    def __init__(self, arguments: list[str], *, timeout_s: float, memory_bytes: int = 0) -> None:
-        """Raises StorageFault when no process can be made now; no limit of memory with 0 bytes."""
+    def __init__(self, arguments: list[str], *, timeout_s: float, limits: Limits = NO_LIMITS) -> None:
+        """Raises StorageFault when no process can be made now."""
         self._deadline_s = time.monotonic() + timeout_s
         self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._last: dict[str, Any] = {}
         self._stderr = b""
         self._hung = False
-        leash = ["-m", "edge_agent.update.leash", str(os.getpid()), str(memory_bytes)]
+        leash = ["-m", "edge_agent.update.leash", str(os.getpid()), json.dumps(limits)]
         try:
             self._process = subprocess.Popen(
                 [sys.executable, *leash, *arguments],

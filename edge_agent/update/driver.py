@@ -15,7 +15,7 @@ from edge_agent.config import Update
 from edge_agent.inference import InferenceClient
 from edge_agent.layout import Layout
 from edge_agent.stats import VersionStats
-from edge_agent.update import jobs, journal
+from edge_agent.update import jobs, journal, trials
 from edge_agent.update.changes import Situation, Step, change
 from edge_agent.update.floor import Floor
 from edge_agent.update.jobs import Job
@@ -220,9 +220,9 @@ class ModelDriver:
             State.RESOLVING: lambda: jobs.FetchJob(
                 tools.config_path, self.name, target, tools.rejected, self._min_release()
             ),
-            State.PREFLIGHT: lambda: jobs.PreflightJob(tools.layout.version(target.digest), tools.config),
+            State.PREFLIGHT: lambda: trials.PreflightJob(entry, tools.layout, tools.store, tools.config),
             State.ACTIVATING: lambda: jobs.activate(entry, tools.store, tools.inference),
-            State.PROBATION: lambda: jobs.ProbationJob(entry, tools.config, tools.inference),
+            State.PROBATION: lambda: trials.ProbationJob(entry, tools.config, tools.inference),
             State.REVERTING: lambda: jobs.revert(entry, tools.store, tools.inference),
             State.WAITING: lambda: jobs.WaitJob(entry.retry_at_ms),
         }
@@ -270,7 +270,7 @@ class ModelDriver:
     def _baseline(self) -> VersionStats | None:
         """What the serving version has counted so far; probation compares with it."""
         try:
-            return jobs.version_stats(self._tools.inference.stats(), self.name, self._entry.base)
+            return trials.version_stats(self._tools.inference.stats(), self.name, self._entry.base)
         except TransferFailed:
             return None  # it is restarting: probation judges the new version on its own
 

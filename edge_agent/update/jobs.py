@@ -1,4 +1,4 @@
-"""The long work of each state: polled, never blocking the control loop.
+"""The long work of the states but two (trials.py): polled, never blocking the control loop.
 
 A job turns what happened into events of the machine; it decides nothing else.
 """
@@ -13,10 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.config import Update
 from edge_agent.inference import InferenceClient
-from edge_agent.stats import ServingStats, VersionStats, since
-from edge_agent.update import probation
 from edge_agent.update.changes import Step
 from edge_agent.update.children import Child, Ended
 from edge_agent.update.journal import Entry, Ref
@@ -36,8 +33,6 @@ _FETCH_TIMEOUT_S = 24 * 3600.0
 _LOAD_TIMEOUT_S = 120.0
 _PATIENCE_S = 60.0
 _PAUSE_S = 0.3
-_LOOK_EVERY_MS = 500
-_LONGEST_STEP_MS = 5000
 
 
 class Job(Protocol):
@@ -111,35 +106,6 @@ def _fetch_outcome(ended: Ended) -> Step:
         StorageFault.exit_code: Event.INTERRUPTED,
     }
     return Step(by_code.get(ended.code, Event.INTERRUPTED), reason, detail)
-
-
-class PreflightJob:
-    """The candidate's first load and golden vectors, in a child under limits."""
-
-    def __init__(self, folder: Path, config: Update) -> None:
-        self.progress = 0.0
-        self._timeout_s = config.preflight_timeout_s
-        arguments = ["preflight", str(folder), "--json"]
-        arguments += ["--latency-factor", str(config.preflight_latency_factor)]
-        self._child: Child | None = Child(
-            arguments, timeout_s=config.preflight_timeout_s, memory_bytes=config.preflight_memory_bytes
-        )
-
-    def poll(self, now_ms: int) -> list[Step]:  # noqa: ARG002 - a child has its own deadline
-        ended = self._child.ended() if self._child else None
-        if ended is None:
-            return []
-        self._child = None
-        if ended.code == 0:
-            return [Step(Event.PASSED)]
-        reason, detail = ended.failure()
-        if ended.code in (DeviceUnfit.exit_code, StorageFault.exit_code):
-            return [Step(Event.UNFIT, reason, detail)]
-        return [Step(Event.REJECTED, reason, f"preflight: {detail}")]
-
-    def cancel(self) -> None:
-        if self._child is not None:
-            self._child.kill()
 
 
 class ThreadJob:
@@ -229,97 +195,6 @@ def _patiently(call: Callable[[], None], patience_s: float = _PATIENCE_S) -> Non
             if time.monotonic() > deadline_s:
                 raise
             time.sleep(_PAUSE_S)
-
-
-class ProbationJob:
-    """Watches the new version's counts; they survive a restart of the inference process as sums."""
-
-    def __init__(self, entry: Entry, config: Update, inference: InferenceClient) -> None:
-        self.progress = 0.0
-        self._entry = entry
-        self._config = config
-        self._inference = inference
-        self._lifeline = inference.lifeline()
-        self._pid = 0
-        self._restarts = 0
-        self._earlier: list[VersionStats] = []
-        self._latest: VersionStats | None = None
-        self._last_look_ms = 0
-        self._elapsed_s = 0.0
-
-    def poll(self, now_ms: int) -> list[Step]:
-        step_ms = now_ms - self._last_look_ms
-        if 0 <= step_ms < _LOOK_EVERY_MS:
-            return []
-        if self._last_look_ms:
-            # A clock that is set (no RTC, the network comes) must not end a probation unseen, so only
-            # time that was watched counts. After a restart of this process it begins anew.
-            self._elapsed_s += min(max(step_ms, 0), _LONGEST_STEP_MS) / 1000
-        self._last_look_ms = now_ms
-        answering = self._look()
-        verdict = probation.judge(
-            self._config,
-            self._counts() if answering else None,
-            self._entry.baseline,
-            restarts=self._restarts,
-            elapsed_s=self._elapsed_s,
-        )
-        if isinstance(verdict, probation.Watch):
-            self.progress = verdict.share
-            return []
-        self.cancel()
-        if isinstance(verdict, probation.Unhealthy):
-            return [Step(Event.UNHEALTHY, verdict.reason, verdict.detail)]
-        return [Step(Event.HEALTHY, Reason.OK, verdict.detail)]
-
-    def cancel(self) -> None:
-        """Nothing runs between polls."""
-        self._lifeline.close()
-
-    def _look(self) -> bool:
-        if self._lifeline.broke():
-            self._restarts += 1
-            return False  # asking a process that is just starting would only hold up the next look
-        try:
-            stats = self._inference.stats()
-        except TransferFailed:
-            return False
-        if self._pid and stats.pid != self._pid and self._latest is not None:
-            self._earlier.append(self._latest)
-        self._pid = stats.pid
-        self._latest = version_stats(stats, self._entry.name, self._entry.target)
-        return self._latest is not None
-
-    def _counts(self) -> VersionStats | None:
-        if self._latest is None:
-            return None
-        total = self._latest
-        for part in self._earlier:
-            total = _sum(total, part)
-        return total
-
-
-def version_stats(stats: ServingStats, name: str, ref: Ref | None) -> VersionStats | None:
-    """The counts of one version, if it is loaded."""
-    if ref is None:
-        return None
-    return next((v for v in stats.versions if (v.name, v.digest) == (name, ref.digest)), None)
-
-
-def _sum(a: VersionStats, b: VersionStats) -> VersionStats:
-    """Counts are additive: a + b is a - (0 - b)."""
-    negative = VersionStats(
-        name=a.name,
-        version=a.version,
-        digest=a.digest,
-        loaded_ms=a.loaded_ms,
-        requests=-b.requests,
-        errors=-b.errors,
-        non_finite=-b.non_finite,
-        latency_counts=[-n for n in b.latency_counts],
-        top1_counts={k: [-n for n in v] for k, v in b.top1_counts.items()},
-    )
-    return since(a, negative)
 
 
 class WaitJob:

@@ -100,7 +100,10 @@ class Store:
         return sorted(p.parent.name for p in self._layout.models.glob("*/current"))
 
     def collect(self, keep: set[str]) -> list[str]:
-        """Remove versions that no link names and that are not in `keep`; returns their digests."""
+        """Remove versions that no link names and that are not in `keep`; returns their digests.
+
+        Their prepared forms go with them.
+        """
         keep = set(keep)
         files.remove_leftovers(self._layout.store)
         for link in self._layout.models.glob("*/*"):
@@ -110,7 +113,16 @@ class Store:
         gone = [p for p in self._layout.store.iterdir() if p.name not in keep]
         for folder in gone:
             files.remove_tree(folder)
+        self._collect_prepared()
         return [p.name for p in gone]
+
+    def _collect_prepared(self) -> None:
+        """After the versions: a form without its version is of no use."""
+        files.remove_leftovers(self._layout.prepared)
+        if self._layout.prepared.is_dir():
+            for folder in self._layout.prepared.iterdir():
+                if not self._layout.version(folder.name).is_dir():
+                    files.remove_tree(folder)
 
     def _ref(self, link: Path) -> Ref | None:
         digest = files.link_target(link)

@@ -48,6 +48,7 @@ EXPECTED = m.Expected(p50_ms=5.0, p95_ms=10.0, load_ms=50.0, peak_rss_bytes=80 <
 #   error_above    fails on requests with a sample above
 #   crash_above    kills the process on requests with a sample above (SIGFPE; x86 only)
 #   skewed_above   answers class 0 for samples above
+#   nan_above      answers NaN for samples above
 Fault = Literal[
     "none",
     "wrong_weights",
@@ -62,6 +63,7 @@ Fault = Literal[
     "error_above",
     "crash_above",
     "skewed_above",
+    "nan_above",
 ]
 
 _ELEMENT: dict[str, int] = {
@@ -341,6 +343,11 @@ def _skewed_above(initializers: Arrays, classes: int) -> list[onnx.NodeProto]:
     ]
 
 
+def _nan_above(initializers: Arrays, classes: int) -> list[onnx.NodeProto]:
+    initializers["nan"] = np.array(np.nan, np.float32)
+    return [*_above(initializers), helper.make_node("Where", ["above", "nan", "plain"], [OUTPUT])]
+
+
 def _divide(numerator: str, denominator: str) -> list[onnx.NodeProto]:
     """Adds the integer quotient less itself, zero, to `plain`, so that it must be computed."""
     return [
@@ -426,6 +433,7 @@ _BUILDERS: dict[str, FaultBuilder] = {
     "non_finite": _non_finite,
     "error_above": _error_above,
     "skewed_above": _skewed_above,
+    "nan_above": _nan_above,
     "crash_at_load": _crash_at_load,
     "crash_above": _crash_above,
     "slow": _busy(_SLOW_TRIPS),

@@ -24,12 +24,13 @@ _MESSAGE_LIMIT = 300
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What to open and how."""
+    """What to open and how. `prepared`: `model` is this device's own form, made by `Backend.optimise`."""
 
     model: Path
     runtime: Runtime
     threads: int = 1
     spinning: bool = False
+    prepared: bool = False
 
 
 class Loaded(Protocol):
@@ -64,7 +65,19 @@ class Backend(Protocol):
         """Load a model.
 
         Raises BundleRejected (LOAD_FAILED, MODEL_UNSUPPORTED) when it does not load, DeviceUnfit
-        when the runtime is not installed.
+        when the runtime is not installed, MemoryError when memory does not suffice.
+        """
+
+    def version(self) -> str | None:
+        """The runtime's version, of which its prepared forms are; None when it has no such form.
+
+        Raises DeviceUnfit when the runtime is not installed.
+        """
+
+    def optimise(self, spec: Spec, folder: Path) -> Path:
+        """Write the form of `spec.model` that this device would make at each load; returns its model file.
+
+        Only called where `version` is not None. Raises as `open` does.
         """
 
 
@@ -76,6 +89,16 @@ def prepare(runtime: Runtime) -> None:
 def open_model(spec: Spec) -> Loaded:
     """Load a model with the backend of its runtime. Raises as `Backend.open` does."""
     return _backend(spec.runtime).open(spec)
+
+
+def form_version(runtime: Runtime) -> str | None:
+    """The version of the runtime that a prepared form is tied to; None where there is no such form."""
+    return _backend(runtime).version()
+
+
+def optimise(spec: Spec, folder: Path) -> Path:
+    """Write this device's own form of a model into `folder`. Raises as `Backend.open` does."""
+    return _backend(spec.runtime).optimise(spec, folder)
 
 
 def _backend(runtime: Runtime) -> Backend:

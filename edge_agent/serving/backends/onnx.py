@@ -35,6 +35,13 @@ _DATATYPES: dict[str, Datatype] = {
 }
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ")
 _FATAL = 4
+_OUT_OF_MEMORY = re.compile(r"bad_alloc|[Ff]ailed to allocate memory|bad allocation")
+# Names of onnxruntime_session_options_config_keys.h. Smaller initializers stay in the graph.
+_PREPACKED = {
+    "optimized_model_external_initializers_file_name": "weights.bin",
+    "optimized_model_external_initializers_min_size_in_bytes": "1024",
+    "save_external_prepacked_constant_initializers": "1",
+}
 
 
 def prepare() -> None:
@@ -42,20 +49,44 @@ def prepare() -> None:
     _runtime()
 
 
+def version() -> str:
+    """The version of onnxruntime: its prepared forms are read by no other. Raises DeviceUnfit."""
+    return str(_runtime().__version__)
+
+
 def open(spec: Spec) -> OnnxModel:  # noqa: A001 - the interface's name
-    """Load an ONNX model. Raises BundleRejected, or DeviceUnfit without onnxruntime."""
+    """Load an ONNX model. Raises BundleRejected, MemoryError, or DeviceUnfit without onnxruntime."""
     runtime = _runtime()
+    return OnnxModel(spec.model, _session(runtime, spec, _options(runtime, spec)))
+
+
+def optimise(spec: Spec, folder: Path) -> Path:
+    """Write the optimised graph, and beside it its weights, prepacked for this CPU's kernels.
+
+    A session of the two maps the weights: pages that nobody changes are in memory once, however many
+    sessions there are, and are read when they are first used.
+    """
+    runtime = _runtime()
+    options = _options(runtime, spec)
+    model = folder / "model.onnx"
+    options.optimized_model_filepath = str(model)
+    for key, value in _PREPACKED.items():
+        options.add_session_config_entry(f"session.{key}", value)
+    _session(runtime, spec, options)
+    return model
+
+
+def _session(runtime: Any, spec: Spec, options: Any) -> Any:
     try:
-        session = runtime.InferenceSession(
-            str(spec.model), _options(runtime, spec), providers=["CPUExecutionProvider"]
-        )
+        return runtime.InferenceSession(str(spec.model), options, providers=["CPUExecutionProvider"])
     except Exception as e:  # onnxruntime's exceptions have no common base
+        if _OUT_OF_MEMORY.search(str(e)):
+            raise MemoryError(_message(e)) from e
         raise BundleRejected(
             Reason.LOAD_FAILED,
             f"{spec.model.name} does not load: onnxruntime: {_message(e)}",
             "check that it is a whole ONNX model of an opset this onnxruntime knows",
         ) from e
-    return OnnxModel(spec.model, session)
 
 
 class OnnxModel:
@@ -110,6 +141,8 @@ def _options(runtime: Any, spec: Spec) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = spec.threads
     options.inter_op_num_threads = 1
+    if spec.prepared:  # as it was written, or the weights beside it would not be those that it wants
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = _FATAL  # its errors come as exceptions; twice on stderr helps nobody
     spinning = "1" if spec.spinning else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spinning)

@@ -28,6 +28,15 @@ def prepare() -> None:
     _interpreter_class()
 
 
+def version() -> None:
+    """There is no prepared form: an interpreter maps the model's file as it is and packs at each load."""
+
+
+def optimise(spec: Spec, folder: Path) -> Path:  # noqa: ARG001 - the interface's
+    """Never called: see `version`."""
+    raise RuntimeError("TFLite has no prepared form")
+
+
 def open(spec: Spec) -> TfliteModel:  # noqa: A001 - the interface's name
     """Load a TFLite model. Raises BundleRejected, or DeviceUnfit without a TFLite package.
 

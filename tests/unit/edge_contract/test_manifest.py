@@ -127,18 +127,40 @@ def test_a_manifest_finds_its_files_and_size() -> None:
     assert MANIFEST.size_bytes == 91_234 + 12_345 + 77
 
 
-def test_same_interface_compares_names_types_shapes_and_order() -> None:
-    twin = manifest.from_bytes(manifest.to_bytes(MANIFEST))
-    assert manifest.same_interface(MANIFEST, twin)
-    for path, value in (
-        ("inputs.0.name", "picture"),
-        ("inputs.0.datatype", "FP16"),
-        ("outputs.0.shape", [-1, 11]),
-    ):
-        document = plain()
-        document["reference"] = []
-        setting(path, value)(document)
-        assert not manifest.same_interface(MANIFEST, manifest.from_bytes(json.dumps(document).encode()))
+def changed(path: str, value: Any) -> manifest.Manifest:
+    document = plain()
+    document["reference"] = []
+    setting(path, value)(document)
+    return manifest.from_bytes(json.dumps(document).encode())
+
+
+def test_a_twin_and_a_wider_interface_serve_the_same_clients() -> None:
+    assert manifest.interface_change(MANIFEST, manifest.from_bytes(manifest.to_bytes(MANIFEST))) == ""
+    fixed = changed("inputs.0.shape", [1, *MANIFEST.inputs[0].shape[1:]])
+    assert manifest.interface_change(fixed, MANIFEST) == ""
+    more = [*plain()["outputs"], {"name": "extra", "datatype": "FP32", "shape": [1]}]
+    assert manifest.interface_change(MANIFEST, changed("outputs", more)) == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("inputs.0.name", "picture", "is now picture FP32"),
+        ("inputs.0.datatype", "FP16", "FP16"),
+        ("inputs.0.shape", [1, 1, 28, 28], "is now image FP32 [1, 1, 28, 28]"),
+        ("outputs.0.shape", [-1, 11], "its output logits FP32 [-1, 10] is now logits FP32 [-1, 11]"),
+    ],
+)
+def test_what_clients_would_notice_is_named(path: str, value: Any, named: str) -> None:
+    assert named in manifest.interface_change(MANIFEST, changed(path, value))
+
+
+def test_an_input_more_and_an_output_less_are_changes() -> None:
+    two = [*plain()["inputs"], {"name": "mask", "datatype": "FP32", "shape": [1]}]
+    assert manifest.interface_change(MANIFEST, changed("inputs", two)) == "it takes 2 inputs instead of 1"
+    outputs = [*plain()["outputs"], {"name": "extra", "datatype": "FP32", "shape": [1]}]
+    wide = changed("outputs", outputs)
+    assert manifest.interface_change(wide, MANIFEST) == "it gives 1 outputs instead of 2"
 
 
 def test_addresses() -> None:

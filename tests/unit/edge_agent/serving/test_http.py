@@ -51,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     layout = Layout(configuration.load(config))
     install(make_bundle(folder), layout)
     install(make_bundle(folder, "fails", fault="error_above"), layout)
-    install(make_bundle(folder, "nan", fault="non_finite"), layout)
+    install(make_bundle(folder, "nan", fault="nan_above"), layout)
     install(make_bundle(folder, "slow", fault="slow_above"), layout)
     install(make_bundle(folder, "gone", fault="garbage"), layout)
     half = np.ones((1, 2), np.float16)
@@ -301,10 +301,12 @@ def test_a_model_that_fails_on_an_input(client: Client, controller: Client) -> N
 
 
 def test_answers_that_are_not_finite(client: Client, controller: Client) -> None:
-    binary = client.infer("nan", samples(1))
+    x = samples(1)
+    x[0, 0] = ABOVE
+    binary = client.infer("nan", x)
     assert binary.status == 200
     assert np.isnan(binary_output(binary)).all()
-    refused(client.infer("nan", samples(1), binary=False), 500, Reason.NON_FINITE_OUTPUT)
+    refused(client.infer("nan", x, binary=False), 500, Reason.NON_FINITE_OUTPUT)
     assert stats(controller, "nan").non_finite == 2
 
 

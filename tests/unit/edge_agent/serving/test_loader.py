@@ -115,7 +115,24 @@ def test_golden_vectors_that_cannot_be_read(tmp_path: Path, layout: Layout) -> N
     bundle = make_bundle(tmp_path)
     golden = install(bundle, layout) / "golden.npz"
     golden.write_bytes(b"\0" * golden.stat().st_size)
-    assert "golden vectors" in refusal(layout, bundle.digest).what
+    found = refusal(layout, bundle.digest)  # the disk is at fault, not the bundle
+    assert found.reason is Reason.DIGEST_MISMATCH
+    assert "golden.npz has SHA-256" in found.what
+
+
+def test_a_model_that_decayed_on_disk_is_noticed_by_its_first_answer(tmp_path: Path, layout: Layout) -> None:
+    bundle = make_bundle(tmp_path)
+    model = install(bundle, layout) / "model.onnx"
+    other = tiny_net(fault="wrong_weights")
+    assert len(other) == model.stat().st_size
+    model.write_bytes(other)
+    assert refusal(layout, bundle.digest).reason is Reason.DIGEST_MISMATCH
+
+
+def test_a_version_that_never_answered_right_is_refused(tmp_path: Path, layout: Layout) -> None:
+    bundle = make_bundle(tmp_path, fault="wrong_weights")
+    install(bundle, layout)
+    assert refusal(layout, bundle.digest).reason is Reason.GOLDEN_MISMATCH
 
 
 def test_bundle_and_store_folders_are_read_alike(tmp_path: Path, layout: Layout) -> None:

@@ -78,7 +78,7 @@ def test_a_slow_version(tmp_path: Path, layout: Layout) -> None:
 
 def test_a_patient_factor_lets_it_pass(tmp_path: Path, layout: Layout) -> None:
     folder = install(make_bundle(tmp_path, fault="slow", expected_p50_ms=50.0, reference_ms=0.001), layout)
-    assert preflight.run(folder, latency_factor=1.0).ok
+    assert preflight.run(folder, preflight.Terms(latency_factor=1.0)).ok
 
 
 @pytest.mark.parametrize(

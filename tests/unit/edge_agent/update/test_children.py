@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge_agent.update import children
 from edge_agent.update.children import Child, Ended
+from edge_agent.update.leash import Limits
 from edge_contract.errors import Reason, StorageFault
 from tests.support.waiting import wait_for
 
@@ -63,14 +65,14 @@ def fake_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "edge_agent" / "__main__.py").write_text(_FAKE)
     (folder / "edge_agent" / "update" / "__init__.py").touch()
     real = Path(children.__file__).parent.parent
-    for part in ("update/leash.py", "signals.py"):
+    for part in ("update/leash.py", "update/confine.py", "signals.py"):
         (folder / "edge_agent" / part).write_text((real / part).read_text())
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.chdir(folder)
 
 
-def run(*arguments: str, timeout_s: float = 20.0, memory_bytes: int = 0) -> tuple[Ended, Child]:
-    child = Child(list(arguments), timeout_s=timeout_s, memory_bytes=memory_bytes)
+def run(*arguments: str, timeout_s: float = 20.0, **limits: Any) -> tuple[Ended, Child]:
+    child = Child(list(arguments), timeout_s=timeout_s, limits=Limits(**limits))
     return wait_for(child.ended, "the child's end"), child
 
 

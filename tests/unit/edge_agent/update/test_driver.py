@@ -17,7 +17,7 @@ from edge_agent import files
 from edge_agent.config import Config, Update
 from edge_agent.inference import Loaded
 from edge_agent.layout import Layout
-from edge_agent.update import jobs, journal
+from edge_agent.update import jobs, journal, trials
 from edge_agent.update.changes import Step
 from edge_agent.update.floor import order_floor
 from edge_agent.update.journal import Entry, Ref
@@ -185,14 +185,17 @@ def agent(
             super().__init__(script, "fetch", target.digest, steps)
 
     class Preflight(ScriptedJob):
-        def __init__(self, folder: Path, config: Update) -> None:
-            steps = script.next(script.preflight, folder.name, [Step(Event.PASSED)])
-            super().__init__(script, "preflight", folder.name, steps)
+        def __init__(self, entry: Entry, layout: Layout, store: Store, config: Update) -> None:
+            assert entry.target is not None
+            digest = entry.target.digest
+            super().__init__(
+                script, "preflight", digest, script.next(script.preflight, digest, [Step(Event.PASSED)])
+            )
 
     monkeypatch.setattr(jobs, "FetchJob", Fetch)
-    monkeypatch.setattr(jobs, "PreflightJob", Preflight)
+    monkeypatch.setattr(trials, "PreflightJob", Preflight)
     monkeypatch.setattr(jobs, "_PAUSE_S", 0.02)
-    monkeypatch.setattr(jobs, "_LOOK_EVERY_MS", 2)
+    monkeypatch.setattr(trials, "_LOOK_EVERY_MS", 2)
     config = Config(
         tenant="t", device="d", state_dir=str(layout.state), run_dir=str(layout.run), update=CONFIG
     )
