@@ -23,7 +23,6 @@ PREFLIGHT: dict[Fault, tuple[Reason, str]] = {
     "wrong_weights": (Reason.GOLDEN_MISMATCH, "preflight: "),
     "garbage": (Reason.LOAD_FAILED, "preflight: "),
     "non_finite": (Reason.NON_FINITE_OUTPUT, "preflight: "),
-    "interface": (Reason.MANIFEST_INVALID, "preflight: "),
 }
 if platform.machine() == "x86_64":  # elsewhere a division does not trap
     PREFLIGHT["crash_at_load"] = (Reason.CANDIDATE_CRASHED, "preflight: the child was killed by SIGFPE")

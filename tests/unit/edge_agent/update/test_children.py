@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,7 +50,31 @@ match sys.argv[1]:
         say(event="full", size=len(data))
     case "limits":
         limit = resource.getrlimit
-        say(data=limit(resource.RLIMIT_DATA)[0], core=limit(resource.RLIMIT_CORE)[0])
+        say(data=limit(resource.RLIMIT_DATA)[0], core=limit(resource.RLIMIT_CORE)[0],
+            files=limit(resource.RLIMIT_NOFILE)[0], size=limit(resource.RLIMIT_FSIZE)[0],
+            score=int(open("/proc/self/oom_score_adj").read()))
+    case "burn":
+        while True:
+            pass
+    case "write":
+        with open(sys.argv[2], "wb") as file:
+            file.write(b"x" * int(sys.argv[3]))
+    case "escape":
+        import ctypes, socket, subprocess
+        tried = {
+            "tcp": lambda: socket.create_connection(("127.0.0.1", int(sys.argv[2]))),
+            "udp": lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM),
+            "unix": lambda: socket.socket(socket.AF_UNIX),
+            "exec": lambda: os.execv("/bin/true", ["true"]),
+            "run": lambda: subprocess.run(["/bin/true"]),
+        }
+        for name, attempt in tried.items():
+            try:
+                attempt()
+                say(tried=name, refused=False)
+            except PermissionError:
+                say(tried=name, refused=True)
+        say(event="end")
     case "flood":
         sys.stderr.write("e" * 1_000_000); sys.stderr.flush()
         for i in range(20_000):
@@ -120,10 +145,34 @@ def test_a_memory_bomb_hits_its_limit_and_nobody_else() -> None:
 
 
 def test_limits_hold_from_the_start() -> None:
-    ended, _ = run("limits", memory_bytes=300 << 20)
-    assert ended.last == {"data": 300 << 20, "core": 0}
+    ended, _ = run("limits", memory_bytes=300 << 20, open_files=100, file_bytes=5000, expendable=True)
+    assert ended.last == {"data": 300 << 20, "core": 0, "files": 100, "size": 5000, "score": 1000}
     ended, _ = run("limits")
-    assert ended.last == {"data": -1, "core": 0}
+    assert (ended.last["data"], ended.last["core"], ended.last["size"]) == (-1, 0, -1)
+    assert ended.last["score"] < 1000
+
+
+def test_a_child_that_burns_cpu_is_ended_by_the_kernel() -> None:
+    ended, _ = run("burn", cpu_s=1)
+    assert ended.code == -signal.SIGXCPU
+
+
+def test_a_file_cannot_grow_beyond_its_bound(tmp_path: Path) -> None:
+    ended, _ = run("write", str(tmp_path / "file"), "2000", file_bytes=1000)
+    assert ended.code == 1
+    assert "File too large" in ended.stderr
+    assert (tmp_path / "file").stat().st_size <= 1000
+
+
+def test_a_confined_child_has_no_socket_and_starts_no_program() -> None:
+    """A listener is there, so that only the filter can be what refuses."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        _, child = run("escape", port, confined=True)
+        found = {line["tried"]: line["refused"] for line in child.lines() if "tried" in line}
+        assert found == dict.fromkeys(("tcp", "udp", "unix", "exec", "run"), True)
+        _, child = run("escape", port)
+        assert {"tried": "tcp", "refused": False} in child.lines()
 
 
 def test_a_child_that_talks_too_much_blocks_nobody() -> None:
