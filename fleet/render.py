@@ -20,6 +20,7 @@ from rich.text import Text
 from edge_contract import wire
 from edge_contract.manifest import Manifest
 from fleet.driver import Row
+from fleet.registry.inspection import RoleView
 from fleet.registry.reader import Published
 from fleet.rollout import Ended, Underway
 from fleet.roster import Device
@@ -57,6 +58,21 @@ def registry_table(published: Sequence[Published]) -> Table:
             m.lineage.recipe,
             m.lineage.profile,
             metrics(m),
+        )
+    return table
+
+
+def keys_table(roles: Sequence[RoleView]) -> Table:
+    """Roles, how many keys each takes, and the keys."""
+    table = _table("Role", "Needs", "Keys", "Version", "Expires (UTC)", "Files")
+    for role in roles:
+        table.add_row(
+            role.role + "".join(f"\n  {pattern}" for pattern in role.models),
+            f"{role.threshold} of {len(role.keys)}",
+            "\n".join(f"{key.keyid[:12]} {key.kind} {clean(key.label)}".rstrip() for key in role.keys),
+            str(role.version or ""),
+            f"{role.expires:%Y-%m-%d %H:%M}" if role.expires else "",
+            "\n".join(key.file or "" for key in role.keys),
         )
     return table
 

@@ -11,33 +11,14 @@ import click
 
 from edge_contract.console import json_option, print_json
 from fleet import options
+from fleet.registry import arguments
+from fleet.registry.keys_commands import keys
 
 if TYPE_CHECKING:
-    from fleet.registry.keys import Keys
     from fleet.registry.repository import Layout
     from fleet.registry.signing import Periods
 
 _ROLES = ("root", "targets", "snapshot", "timestamp")
-_DIR = click.argument("folder", metavar="DIR", type=options.PATH)
-
-
-def _keys_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option(
-        "--key-password-file",
-        "--password-file",
-        "password_file",
-        type=options.PATH,
-        help="File whose first line is the keys' password; else EDGEWARD_KEY_PASSWORD, else you are asked.",
-    )(command)
-    return click.option(
-        "--keys",
-        "keys_folders",
-        type=options.PATH,
-        multiple=True,
-        envvar="EDGEWARD_KEYS",
-        show_envvar=True,
-        help="Folder of private keys; repeat it where they lie apart.  [default: `keys` beside DIR]",
-    )(command)
 
 
 def _expiry_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,9 +61,12 @@ def registry() -> None:
     """
 
 
+registry.add_command(keys)
+
+
 @registry.command()
-@_DIR
-@_keys_options
+@arguments.folder
+@arguments.keys
 @_counts_options
 @_expiry_options
 @click.option("--operator-label", default="operator", show_default=True, help="Name of the operator key.")
@@ -119,9 +103,9 @@ def init(
 
 
 @registry.command()
-@_DIR
+@arguments.folder
 @click.argument("bundle_dir", type=options.PATH)
-@_keys_options
+@arguments.keys
 @json_option
 def publish(
     folder: Path, bundle_dir: Path, keys_folders: tuple[Path, ...], password_file: Path | None, as_json: bool
@@ -136,7 +120,7 @@ def publish(
 
     bundle = publishing.load(bundle_dir)
     name = f"{bundle.manifest.name}@{bundle.manifest.version}"
-    keyring = _keyring(folder, keys_folders, password_file)
+    keyring = arguments.keyring(folder, keys_folders, password_file)
     with repository.opened(folder, keyring.pinned_root()) as repo:
         versions = publishing.published(repo, bundle.manifest.name)
         new = publishing.is_new(bundle, versions, repo.draft.revoked)
@@ -152,8 +136,8 @@ def publish(
 
 
 @registry.command()
-@_DIR
-@_keys_options
+@arguments.folder
+@arguments.keys
 @_expiry_options
 @click.option(
     "--also",
@@ -188,7 +172,7 @@ def refresh(
     from fleet.registry import refresh as refreshing
     from fleet.registry import repository
 
-    keyring = _keyring(folder, keys_folders, password_file)
+    keyring = arguments.keyring(folder, keys_folders, password_file)
     given = {key: value for key, value in expires_days.items() if value is not None}
     if given and "root" not in also:
         raise click.UsageError("--expires-days-* are kept in the root: give --also root with them")
@@ -254,7 +238,7 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
 
 
 @registry.command()
-@_DIR
+@arguments.folder
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one."
@@ -272,13 +256,6 @@ def serve(folder: Path, host: str, port: int, access_log: bool, as_json: bool) -
 
     with until_signalled() as asked:
         server.serve(folder, host, port, access_log=access_log, ready=ready, wait=asked.wait)
-
-
-def _keyring(folder: Path, keys_folders: tuple[Path, ...], password_file: Path | None) -> Keys:
-    from fleet.registry.keys import Keys
-    from fleet.registry.password import Password
-
-    return Keys(keys_folders or [options.keys_beside(str(folder))], Password(password_file).existing)
 
 
 def _layout(numbers: dict[str, Any]) -> Layout:

@@ -93,6 +93,11 @@ class Editor:
         if inner is not None and inner.succinct_roles is not None:
             _assign(inner, inner.succinct_roles, authority)
 
+    def patterns(self, role: str) -> list[str]:
+        """The models that a role answers for."""
+        known = self._roles().get(role)
+        return [shelves.pattern_of(path) for path in (known.paths or [])] if known else []
+
     def _put_in(self, shelf: str, name: str, target: TargetFile) -> set[str]:
         role = self._tree.role(shelf, shelves.TOP)
         held = self._held(shelf)

@@ -63,13 +63,16 @@ class Keys:
         self.secret = secret
 
     def load(self, role: str) -> Ed25519PrivateKey:
-        """The private key `role`.pem. Raises InputRejected: missing, wrong password, not such a key."""
+        """The first private key of a role that is in a file.
+
+        Raises InputRejected: missing, wrong password, not such a key.
+        """
         return self._open(self._path(role))
 
-    def private(self, role: str) -> list[Ed25519PrivateKey]:
+    def opened(self, role: str) -> Iterator[tuple[Path, Ed25519PrivateKey]]:
         """All private keys of a role that are in files. Raises InputRejected, also when there is none."""
-        paths = [path for path in self.files(role) if path.suffix == ".pem"]
-        return [self._open(path) for path in paths or [self._path(role)]]
+        for path in [p for p in self.files(role) if p.suffix == ".pem"] or [self._path(role)]:
+            yield path, self._open(path)
 
     def files(self, role: str) -> list[Path]:
         """The files of a role's keys, the first one first."""
@@ -136,8 +139,8 @@ class Keys:
         return self.folder / f"{_stem(role, number)}{suffix}"
 
     def _path(self, role: str) -> Path:
-        name = f"{role}.pem"
-        return next((p for f in self.folders if (p := f / name).is_file()), self.folder / name)
+        found = (path for path in self.files(role) if path.suffix == ".pem")
+        return next(found, self.folder / f"{role}.pem")
 
     def _open(self, path: Path) -> Ed25519PrivateKey:
         return open_private(path, self._password)
@@ -195,6 +198,21 @@ def save_private(path: Path, key: Ed25519PrivateKey, password: bytes) -> None:
         )
     protection: KeySerializationEncryption = BestAvailableEncryption(password) if password else NoEncryption()
     files.write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection), mode=0o600)
+
+
+def new_pair(folder: Path, name: str, password: bytes) -> tuple[Path, Path]:
+    """Make a key: its private file and its public one. Raises InputRejected when the name is taken."""
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+        raise InputRejected(
+            Reason.BAD_INPUT, f"{name!r} is no name for a key", "take letters, digits, `-` and `_`"
+        )
+    made = Ed25519PrivateKey.generate()
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, parents=True)
+    save_private(private, made, password)
+    save_public(public, made)
+    return private, public
 
 
 def save_remote(path: Path, remote: signers.Remote) -> None:

@@ -43,6 +43,10 @@ class Password:
             )
         return password
 
+    def again(self) -> bytes:
+        """The password for keys that join others: theirs if it was needed already, else a new one."""
+        return self._known if self._known and not self._none else self.new()
+
     def _given(self) -> bytes | None:
         if self._file is not None:
             return first_line(self._file)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_contract.canonical import sha256_hex
 from edge_contract.manifest import blob_path, target_name
 from fleet.cli import main
-from fleet.registry import repository
+from fleet.registry import files, repository
 from fleet.registry.keys import Keys
 from fleet.registry.trust import Target
 from tests.support.models import BundleOnDisk
@@ -61,6 +63,31 @@ class RegistryFolder:
                 repo.draft.add(name, Target(len(name), sha256_hex(name.encode())))
             list(repository.sign(repo, self.keyring))
         return names
+
+    def rotate(self, role: str, times: int = 1) -> None:
+        """Replace a role's keys by as many new ones, so many times."""
+        for _ in range(times):
+            self._run("keys", "rotate", role, "--insecure-no-password")
+
+    def rotate_root(self, times: int = 1) -> None:
+        """Replace the root keys; each time the root's version rises by one."""
+        self.rotate("root", times)
+
+    def states_while(self, *command: str) -> list[Path]:
+        """Copies of the folder after each file that a command writes into it: what readers may meet."""
+        states: list[Path] = []
+        write = files.write
+
+        def watched(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+            write(path, data, mode=mode)
+            if path.is_relative_to(self.folder):
+                states.append(self.folder.with_name(f"state-{uuid.uuid4().hex}"))
+                shutil.copytree(self.folder, states[-1])
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(files, "write", watched)
+            self._run(*command)
+        return states
 
     @property
     def keyring(self) -> Keys:

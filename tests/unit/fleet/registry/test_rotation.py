@@ -1,0 +1,249 @@
+"""Keys are replaced, added, removed; python-tuf's own client follows, from the root it was born with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from tuf.api.metadata import Metadata, Root
+
+from edge_contract import wire
+from edge_contract.manifest import target_name
+from fleet.registry.reader import Reader
+from tests.support.ngclient import Client
+from tests.support.registry_folder import RegistryFolder
+from tests.unit.fleet import samples
+
+Run = Callable[..., Result]
+Refused = Callable[..., str]
+FASHION = target_name("fashion", "1.0.0")
+
+
+@pytest.fixture
+def three(tmp_path: Path, run: Run) -> Path:
+    """A registry with fashion 1.0.0, two of three keys for root and targets, and a device that knows it."""
+    folder = tmp_path / "registry"
+    counted = [f"--{role}-{what}" for role in ("root", "targets") for what in ("keys", "threshold")]
+    numbers = [str(n) for n in (3, 2, 3, 2)]
+    run("registry", "init", folder, *[x for pair in zip(counted, numbers, strict=True) for x in pair])
+    samples.bundle(tmp_path / "bundle")
+    run("registry", "publish", folder, tmp_path / "bundle")
+    return folder
+
+
+@pytest.fixture
+def device(three: Path, tmp_path: Path) -> Client:
+    made = Client(three, tmp_path / "device", (three.parent / "keys" / "root.json").read_bytes())
+    assert made.find(FASHION) is not None
+    return made
+
+
+def newest_root(folder: Path) -> Root:
+    return Metadata[Root].from_file(str(folder / "root.json")).signed
+
+
+def pems(folder: Path, role: str) -> list[Path]:
+    return sorted((folder.parent / "keys").glob(f"{role}*.pem"))
+
+
+def keys_of(run: Run, folder: Path, role: str, *options: str) -> dict[str, object]:
+    listed = samples.json_of(run("registry", "keys", "list", folder, "--json", *options))["roles"]
+    found: dict[str, object] = next(r for r in listed if r["role"] == role)
+    return found
+
+
+def test_two_of_three_keys_sign_and_one_does_not(
+    three: Path, tmp_path: Path, run: Run, refused: Refused
+) -> None:
+    for role in ("root", "targets"):
+        assert newest_root(three).roles[role].threshold == 2
+        assert len(newest_root(three).roles[role].keyids) == 3
+        pems(three, role)[0].rename(tmp_path / f"{role}-away.pem")
+    run("registry", "refresh", three, "--also", "root", "--also", "targets")
+    assert len(samples.reader(three).published()) == 1
+    pems(three, "targets")[0].rename(tmp_path / "targets-away-too.pem")
+    before = newest_root(three).version
+    line = refused("registry", "refresh", three, "--also", "targets", code=2, reason="trust_failed")
+    assert "1 of the 2 targets keys" in line
+    assert newest_root(three).version == before
+
+
+def test_keys_may_lie_in_several_folders(three: Path, tmp_path: Path, run: Run) -> None:
+    stick = tmp_path / "stick"
+    stick.mkdir()
+    for path in pems(three, "root"):
+        path.rename(stick / path.name)
+    keys = three.parent / "keys"
+    run("registry", "refresh", three, "--also", "root", "--keys", keys, "--keys", stick)
+    assert newest_root(three).version == 2
+
+
+@pytest.mark.parametrize("role", ["root", "targets", "snapshot", "timestamp"])
+def test_a_device_follows_when_a_role_gets_new_keys(
+    three: Path, device: Client, tmp_path: Path, run: Run, role: str
+) -> None:
+    before = newest_root(three).roles[role].keyids
+    done = samples.json_of(run("registry", "keys", "rotate", three, role, "--json"))
+    after = newest_root(three).roles[role].keyids
+    assert set(done["dropped"]) == set(before)
+    assert set(done["added"]) == set(after)
+    assert not set(before) & set(after)
+    assert newest_root(three).roles[role].threshold == (2 if role in ("root", "targets") else 1)
+    assert device.find(FASHION) is not None
+    # A device that comes from the shop with the first root, too.
+    assert Client(three, tmp_path / "shop", device.pinned).find(FASHION) is not None
+    # The new keys do all that the old ones did.
+    samples.bundle(tmp_path / "next", weights=b"next", version="2.0.0", release=2)
+    run("registry", "publish", three, tmp_path / "next")
+    run("registry", "refresh", three, "--also", "root", "--also", "targets")
+    assert device.find(target_name("fashion", "2.0.0")) is not None
+
+
+@pytest.mark.parametrize("role", ["targets", "snapshot", "timestamp"])
+def test_the_old_keys_are_worth_nothing_afterwards(
+    three: Path, run: Run, refused: Refused, role: str
+) -> None:
+    keys = three.parent / "keys"
+    stolen = three.parent / "stolen"
+    shutil.copytree(keys, stolen)
+    run("registry", "keys", "rotate", three, role)
+    again = ("registry", "refresh", three, "--also", "targets", "--keys", stolen)
+    refused(*again, code=2, reason="trust_failed")
+    for path in stolen.glob(f"{role}*"):
+        path.unlink()
+    refused(*again, code=2, reason="bad_input")
+
+
+def test_old_private_keys_are_set_aside(three: Path, run: Run) -> None:
+    keys = three.parent / "keys"
+    before = {path.read_bytes() for path in pems(three, "targets")}
+    done = samples.json_of(run("registry", "keys", "rotate", three, "targets", "--json"))
+    assert {Path(path).read_bytes() for path in done["set_aside"]} == before
+    assert len(pems(three, "targets")) == 3
+    assert not before & {path.read_bytes() for path in pems(three, "targets")}
+    assert len(list(keys.glob("targets*.retired-*"))) == 3
+    for path in done["written"]:
+        assert Path(path).stat().st_mode & 0o777 == 0o600
+
+
+def test_one_stolen_key_is_replaced(three: Path, device: Client, run: Run) -> None:
+    listed = keys_of(run, three, "root", "--check")["keys"]
+    assert [Path(k["file"]).name for k in listed] == ["root.pem", "root.2.pem", "root.3.pem"]  # type: ignore[attr-defined, index]
+    stolen = listed[1]["keyid"]  # type: ignore[index]
+    run("registry", "keys", "rotate", three, "root", "--only", stolen[:8])
+    after = newest_root(three).roles["root"]
+    assert len(after.keyids) == 3
+    assert stolen not in after.keyids
+    assert device.find(FASHION) is not None
+
+
+def test_a_lost_targets_key_is_replaced_without_it(three: Path, device: Client, run: Run) -> None:
+    for path in pems(three, "targets"):
+        path.unlink()
+    run("registry", "keys", "rotate", three, "targets")
+    assert device.find(FASHION) is not None
+
+
+def test_too_few_root_keys_change_nothing(three: Path, tmp_path: Path, refused: Refused) -> None:
+    for path in pems(three, "root")[:2]:
+        path.unlink()
+    before = sorted(p.name for p in (three.parent / "keys").iterdir())
+    root = newest_root(three).version
+    for role in ("root", "timestamp"):
+        refused("registry", "keys", "rotate", three, role, code=2, reason="trust_failed")
+    assert sorted(p.name for p in (three.parent / "keys").iterdir()) == before
+    assert newest_root(three).version == root
+
+
+def test_add_remove_threshold(three: Path, device: Client, run: Run, refused: Refused) -> None:
+    run("registry", "keys", "add", three, "timestamp", "--threshold", "2")
+    assert newest_root(three).roles["timestamp"].threshold == 2
+    assert device.find(FASHION) is not None
+    first = newest_root(three).roles["timestamp"].keyids[0]
+    line = refused("registry", "keys", "remove", three, "timestamp", first[:10], code=2, reason="bad_input")
+    assert "threshold of 2" in line
+    run("registry", "keys", "remove", three, "timestamp", first[:10], "--threshold", "1")
+    assert len(newest_root(three).roles["timestamp"].keyids) == 1
+    assert device.find(FASHION) is not None
+    refused("registry", "keys", "remove", three, "timestamp", "ffffffffff", code=2, reason="bad_input")
+    refused("registry", "keys", "rotate", three, "barber", code=2, reason="bad_input")
+
+
+def test_the_threshold_alone(three: Path, device: Client, run: Run) -> None:
+    run("registry", "keys", "add", three, "root", "--count", "0", "--threshold", "3")
+    assert newest_root(three).roles["root"].threshold == 3
+    assert device.find(FASHION) is not None
+
+
+def test_operators(three: Path, tmp_path: Path, run: Run, refused: Refused) -> None:
+    def named() -> wire.Operators:
+        return samples.reader(three).operators()
+
+    first = named().keys[0].public_hex
+    run("registry", "keys", "new", "alice", "--keys", tmp_path / "alice")
+    public = tmp_path / "alice" / "alice.pub"
+    run(
+        "registry",
+        "keys",
+        "add",
+        three,
+        "operator",
+        "--public",
+        public,
+        "--label",
+        "alice",
+        "--threshold",
+        "2",
+    )
+    assert [k.label for k in named().keys] == ["operator", "alice"]
+    assert named().threshold == 2
+    run(
+        "registry",
+        "keys",
+        "rotate",
+        three,
+        "operator",
+        "--only",
+        keys_of(run, three, "operator")["keys"][0]["keyid"],
+    )  # type: ignore[index]
+    assert {k.label for k in named().keys} == {"operator", "alice"}
+    assert first not in {k.public_hex for k in named().keys}
+    alice = next(k["keyid"] for k in keys_of(run, three, "operator")["keys"] if k["label"] == "alice")  # type: ignore[attr-defined]
+    refused("registry", "keys", "remove", three, "operator", alice, code=2, reason="bad_input")
+    run("registry", "keys", "remove", three, "operator", alice, "--threshold", "1")
+    assert len(named().keys) == 1
+    line = refused("registry", "keys", "add", three, "operator", "--uri", "hsm:1", code=2, reason="bad_input")
+    assert "has to be a file" in line
+
+
+def test_a_reader_at_any_moment_and_a_kill_after_any_write(tmp_path: Path) -> None:
+    """Every state of the folder between two writes is a registry that both old and new devices can read."""
+    made = RegistryFolder.create(tmp_path / "made")
+    names = made.publish_many("fashion", 70)
+    pinned = made.root.read_bytes()
+    for role in ("root", "targets", "snapshot", "timestamp"):
+        states = made.states_while("keys", "rotate", role, "--insecure-no-password")
+        assert len(states) >= 1
+        for number, state in enumerate(states):
+            found = Reader(str(state), pinned).catalogue.find(names[-1])
+            assert found is not None, (role, number)
+        # After a kill in the middle, rotating again ends well.
+        middle = made.copy(tmp_path / f"killed-{role}")
+        shutil.rmtree(middle.folder)
+        shutil.copytree(states[len(states) // 2], middle.folder)
+        middle.rotate(role)
+        assert Reader(str(middle.folder), pinned).catalogue.find(names[0]) is not None
+
+
+def test_ten_rotations_of_the_root(tmp_path: Path) -> None:
+    made = RegistryFolder.create(tmp_path)
+    device = Client(made.folder, tmp_path / "device", made.root.read_bytes())
+    assert device.find("operators.json") is not None
+    made.rotate_root(10)
+    assert newest_root(made.folder).version == 11
+    assert device.find("operators.json") is not None
+    assert json.loads((device.state / "root.json").read_bytes())["signed"]["version"] == 11
