@@ -248,10 +248,12 @@ class App:
             return
         self._next_look_ms = now_ms + _LOOK_EVERY_MS
         try:
-            self._updater.notice(self._inference.index())
+            loaded = self._inference.index()
             self._serving = True
         except TransferFailed:
             self._serving = False
+            return
+        self._updater.notice(loaded, now_ms)
 
     def _sample(self, now_ms: int) -> None:
         if now_ms < self._next_sample_ms:
@@ -288,7 +290,7 @@ class App:
 
     def _on_rollback(self, command: wire.Command) -> dict[str, Any]:
         name = text_argument(command, "model")
-        ref = self._updater.rollback(name)
+        ref = self._updater.rollback(name, clock_ms())
         return {"model": name, "version": ref.version, "digest": ref.digest}
 
     def _on_clear_rejected(self, command: wire.Command) -> dict[str, Any]:  # noqa: ARG002 - a handler's shape

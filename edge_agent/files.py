@@ -19,6 +19,10 @@ from edge_contract.console import os_fault
 
 _TEMPORARY = ".tmp"
 _FALLOC_FL_KEEP_SIZE = 1
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+# What a filesystem or kernel without the exchange of two names answers.
+_NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
 
 
 @contextmanager
@@ -69,16 +73,31 @@ def install_folder(built: Path, final: Path) -> None:
     When `final` exists already (same digest, so same content), `built` is dropped.
     """
     with _storage(final):
-        for folder, _, names in os.walk(built):
-            for name in names:
-                _sync_file(Path(folder) / name)
-            _sync_folder(Path(folder))
-        _syncfs(built)
+        _sync_tree(built)
         if final.exists():
             shutil.rmtree(built)
             return
         os.rename(built, final)  # noqa: PTH104
         _sync_folder(final.parent)
+
+
+def replace_folder(built: Path, final: Path) -> None:
+    """Put a finished folder in the place of a damaged one; the name never leads nowhere in between.
+
+    Where the filesystem cannot exchange two names, it does for a moment.
+    """
+    with _storage(final):
+        _sync_tree(built)
+        try:
+            _exchange(built, final)
+        except OSError as e:
+            if e.errno not in _NO_EXCHANGE:
+                raise
+            remove_tree(final)
+            os.rename(built, final)  # noqa: PTH104
+        _sync_folder(final.parent)
+        if built.exists():
+            shutil.rmtree(built)
 
 
 def move(source: Path, target: Path) -> None:
@@ -108,12 +127,29 @@ def remove_link(link: Path) -> None:
 
 
 def link_target(link: Path) -> str | None:
-    """Last component of what a symlink points at (a digest in the store), or None without a link."""
+    """Last component of what a symlink points at (a digest in the store), or None without a link.
+
+    Something else than a link under this name is as good as none. A disk that does not answer is not:
+    then StorageFault is raised, and nobody may conclude that nothing serves.
+    """
     with _storage(link):
         try:
             return Path(os.readlink(link)).name  # noqa: PTH115
         except FileNotFoundError:
             return None
+        except OSError as e:
+            if e.errno == errno.EINVAL:  # not a link
+                return None
+            raise
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in `folder`, sorted; nothing when there is no such folder."""
+    with _storage(folder):
+        try:
+            return sorted(os.listdir(folder))  # noqa: PTH208 - names are wanted, and one system call
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def hard_link(source: Path, target: Path) -> None:
@@ -148,7 +184,10 @@ def remove_leftovers(folder: Path) -> None:
     with _storage(folder):
         if not folder.exists():
             return
-        for path in folder.glob(f".*{_TEMPORARY}"):
+        for name in names(folder):
+            path = folder / name
+            if not (name.startswith(".") and name.endswith(_TEMPORARY)):
+                continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -158,6 +197,9 @@ def remove_leftovers(folder: Path) -> None:
 def set_aside(path: Path, stamp: int) -> Path:
     """Rename a damaged file so that it can be looked at later; returns its new name."""
     aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    while aside.exists():  # a clock that does not run gives every start the same stamp
+        stamp += 1
+        aside = path.with_name(f"{path.name}.damaged-{stamp}")
     move(path, aside)
     return aside
 
@@ -206,7 +248,7 @@ def lock(path: Path) -> int:
     A fetch child that outlived its killed parent must not write beside its successor.
     """
     with _storage(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        descriptor = _open_lock(path)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return descriptor
 
@@ -214,7 +256,7 @@ def lock(path: Path) -> int:
 def try_lock(path: Path) -> int | None:
     """The exclusive lock on `path` if nobody holds it, else None."""
     with _storage(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        descriptor = _open_lock(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -223,11 +265,35 @@ def try_lock(path: Path) -> int | None:
         return descriptor
 
 
+@contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """The exclusive lock on `path` for the length of a block; False when somebody else holds it."""
+    descriptor = try_lock(path)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def free_bytes(path: Path) -> int:
     """Bytes an unprivileged user can still write on the filesystem of `path`."""
     with _storage(path):
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
+
+
+def _open_lock(path: Path) -> int:
+    """A lock needs no writing: on a disk that takes none, an old lock file or else its folder will do."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as e:
+        if e.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _write_synced(path: Path, data: bytes, mode: int) -> None:
@@ -257,13 +323,34 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def _sync_tree(built: Path) -> None:
+    for folder, _, found in os.walk(built):
+        for name in found:
+            _sync_file(Path(folder) / name)
+        _sync_folder(Path(folder))
+    _syncfs(built)
+
+
 def _syncfs(path: Path) -> None:
     """syncfs(2), which Python's os does not offer: one flush for all files of a new version."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.syncfs(descriptor) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(path))
+        _call("syncfs", path, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """renameat2(2) with RENAME_EXCHANGE, which Python's os does not offer: two names change places."""
+    _call("renameat2", b, _AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+
+
+def _call(name: str, subject: Path, *arguments: int | bytes) -> None:
+    """A function of the C library, tried again when a signal cut it off, as Python does for its own."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(subject))
+    while function(*arguments) != 0:
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code), str(subject))

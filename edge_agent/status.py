@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from msgspec import to_builtins
 
-from edge_agent import files
+from edge_agent import files, sealed
 from edge_agent.config import Config
 from edge_agent.inference import InferenceClient, Loaded
 from edge_agent.layout import MANIFEST, Layout
+from edge_agent.update import journal
 from edge_agent.update.floor import order_floor
 from edge_agent.update.journal import Entry
 from edge_contract import canonical, manifest, wire
-from edge_contract.errors import EdgewardError, TransferFailed
+from edge_contract.errors import StorageFault, TransferFailed
 
 
 def collect(config: Config) -> dict[str, Any]:
     """Everything `--json` prints."""
     layout = Layout(config)
     loaded, serving = _loaded(layout)
-    names = {p.parent.name for p in layout.models.glob("*/current")}
-    names |= {p.stem for p in layout.journal.glob("*.json")} | set(loaded)
+    names = _named(layout) | set(loaded)
     return {
         "device": config.device,
         "tenant": config.tenant,
@@ -56,6 +58,16 @@ def text(status: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _named(layout: Layout) -> set[str]:
+    """Models with a link or a journal, as far as the disk says."""
+    found: set[str] = set()
+    with suppress(StorageFault):
+        found |= set(journal.names(layout))
+    with suppress(StorageFault):
+        found |= {n for n in files.names(layout.models) if "current" in files.names(layout.models / n)}
+    return found
+
+
 def _up(flag: bool) -> str:
     return "up" if flag else "down"
 
@@ -78,14 +90,14 @@ def _control_runs(layout: Layout) -> bool:
 
 
 def _generation(layout: Layout) -> int:
-    floor = order_floor(layout).value.generation
-    data = files.read(layout.desired)
-    if data is None:
-        return floor
+    known = 0
+    with suppress(StorageFault):
+        known = order_floor(layout).value.generation
     try:
-        return max(floor, canonical.from_bytes(data, wire.Desired).generation)
-    except canonical.DecodeFault:
-        return floor
+        desired = sealed.read(layout.desired, wire.Desired)
+    except (canonical.DecodeFault, StorageFault):
+        return known
+    return max(known, desired.generation) if desired else known
 
 
 def _model(layout: Layout, name: str, loaded: Loaded | None) -> dict[str, Any]:
@@ -93,34 +105,40 @@ def _model(layout: Layout, name: str, loaded: Loaded | None) -> dict[str, Any]:
     return {
         "name": name,
         "serves": {"version": loaded.version, "digest": loaded.digest} if loaded else None,
-        "current": _version(layout, files.link_target(layout.current(name))),
-        "previous": _version(layout, files.link_target(layout.previous(name))),
+        "current": _version(layout, layout.current(name)),
+        "previous": _version(layout, layout.previous(name)),
         "state": entry.state.value,
         "target": entry.target.version if entry.target else None,
         "outcome": entry.outcome,
         "reason": entry.reason.value,
         "detail": entry.detail,
         "attempts": entry.attempts,
+        "interruptions": entry.interruptions,
         "base": to_builtins(entry.base),
     }
 
 
 def _entry(layout: Layout, name: str) -> Entry:
-    data = files.read(layout.journal_file(name))
-    empty = Entry(schema=1, name=name)
-    if data is None:
-        return empty
     try:
-        return canonical.from_bytes(data, Entry)
+        return sealed.read(layout.journal_file(name), Entry) or Entry(schema=1, name=name)
     except canonical.DecodeFault as e:
         return Entry(schema=1, name=name, detail=f"its journal is damaged: {e}")
+    except StorageFault as e:
+        return Entry(schema=1, name=name, detail=f"its journal cannot be read: {e.what}")
 
 
-def _version(layout: Layout, digest: str | None) -> str | None:
+def _version(layout: Layout, link: Path) -> str | None:
+    """What a link leads to; `unreadable`, `missing` and `damaged` are told apart."""
+    digest = None
+    try:
+        digest = files.link_target(link)
+        data = files.read(layout.version(digest) / MANIFEST) if digest else None
+    except StorageFault:
+        return f"unreadable {digest[:12]}" if digest else "unreadable"
     if digest is None:
         return None
-    data = files.read(layout.version(digest) / MANIFEST)
-    try:
-        return manifest.from_bytes(data).version if data is not None else f"missing {digest[:12]}"
-    except EdgewardError:
+    if data is None:
+        return f"missing {digest[:12]}"
+    if canonical.sha256_hex(data) != digest:
         return f"damaged {digest[:12]}"
+    return manifest.from_bytes(data).version

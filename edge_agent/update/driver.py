@@ -6,6 +6,8 @@ kill anywhere means "do it again"; what serves is never touched before `activati
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,8 +17,8 @@ from edge_agent.config import Update
 from edge_agent.inference import InferenceClient
 from edge_agent.layout import Layout
 from edge_agent.stats import VersionStats
-from edge_agent.update import jobs, journal, trials
-from edge_agent.update.changes import Situation, Step, change
+from edge_agent.update import changes, jobs, journal, trials
+from edge_agent.update.changes import STORE_AT_FAULT, Situation, Step, change
 from edge_agent.update.floor import Floor
 from edge_agent.update.jobs import Job
 from edge_agent.update.journal import NO_PERMISSIONS, Entry, Permissions, Ref
@@ -34,7 +36,7 @@ from edge_contract.errors import (
     TransferFailed,
 )
 
-_STORAGE_PAUSE_MS = 2000
+_STORAGE_PAUSE_S = 2.0
 # Reasons that say nothing about the bundle: its digest may be tried again.
 _NOT_THE_BUNDLE = frozenset(
     {
@@ -76,26 +78,41 @@ class ModelDriver:
         self._tools = tools
         self.name = name
         self._entry, problem = journal.load(tools.layout, name, now_ms)
-        self._current = tools.store.current(name)
-        self._previous = tools.store.previous(name)
+        self._current: Ref | None = None
+        self._previous: Ref | None = None
+        self._problem = "its links have not been read yet"
+        self._damage: Step | None = None
+        self._damaged: Ref | None = None
+        self._beyond_repair = ""
         self._wanted: Ref | None = None
         self._wanted_generation = 0
         self._permissions = NO_PERMISSIONS
         self._job: Job | None = None
-        self._steps: list[Step] = [self._restart_step()]
-        self._paused_until_ms = 0
+        self._steps: list[Step] = []
+        self._resume_s = 0.0
         if problem:
             self._say("storage", Reason.STORAGE_FAULT, problem, now_ms)
+        try:
+            self._arrive()
+        except StorageFault as e:
+            self._hold(e, now_ms)
 
     @property
     def idle(self) -> bool:
         """Whether nothing is under way or about to be."""
-        return self._entry.state is State.IDLE and not self._steps and self._next_wish() is None
+        nothing = not self._steps and not self._problem and self._next_wish() is None
+        return self._entry.state is State.IDLE and nothing
 
     @property
     def gone(self) -> bool:
         """Whether the model was removed and can be forgotten."""
-        return self.idle and self._current is None and self._wanted is None
+        serves = self._current or changes.should_serve(self._entry)
+        return self.idle and serves is None and self._wanted is None
+
+    @property
+    def generation(self) -> int:
+        """The newest generation that its journal knows."""
+        return max(self._entry.generation, self._entry.settled_generation)
 
     @property
     def in_use(self) -> set[str]:
@@ -109,48 +126,86 @@ class ModelDriver:
         """What the desired state of `generation` says of this model; None means it is not in the set."""
         self._wanted, self._wanted_generation, self._permissions = target, generation, permissions
 
-    def is_previous(self, digest: str) -> bool:
-        """Whether `digest` is the version before and a rollback to it is possible and not yet asked for."""
-        ready = self._entry.state in (State.IDLE, State.PROBATION) and not self._steps
-        return ready and self._previous is not None and self._previous.digest == digest
+    def fell_back(self, digest: str, reason: Reason, now_ms: int) -> None:
+        """The inference process serves the version before by itself: follow it, or repair what it left.
 
-    def rollback(self, reason: Reason, detail: str) -> Ref:
-        """Go back to the version before; returns it. Raises MessageRejected when there is none."""
-        state = self._entry.state
-        if any(step.event is not Event.RESTARTED for step in self._steps):
+        Raises StorageFault and changes nothing.
+        """
+        repairable = self._current is None or self._current.digest != self._beyond_repair
+        if reason in STORE_AT_FAULT and self._entry.state is State.IDLE and repairable:
+            self.inspect("the inference process could not load it from this disk")
+        elif self._previous is not None and self._previous.digest == digest:
+            ready = self._entry.state in (State.IDLE, State.PROBATION) and not self._steps
+            if ready:
+                with suppress(MessageRejected):
+                    self.rollback(reason, "it did not start here; the version before serves", now_ms)
+
+    def rollback(self, reason: Reason, detail: str, now_ms: int) -> Ref:
+        """Go back to the version before; returns it once the journal says so.
+
+        Raises MessageRejected when there is none, StorageFault when the journal cannot be written.
+        """
+        self._drain_steps(now_ms)
+        base = self._entry.base if self._entry.state is State.PROBATION else self._previous
+        possible = self._entry.state is State.PROBATION or (
+            self._entry.state is State.IDLE and self._current is not None
+        )
+        if base is None or not possible or self._problem:
             raise MessageRejected(
                 Reason.NO_PREVIOUS,
-                f"{self.name} is in the middle of a step, perhaps back to the version before already",
-                "wait for the reported state; a second rollback would go back further",
-            )
-        if state is State.PROBATION and self._entry.base is not None:
-            self._steps.append(Step(Event.ROLLBACK, reason, detail))
-            return self._entry.base
-        if state is not State.IDLE or self._previous is None or self._current is None:
-            raise MessageRejected(
-                Reason.NO_PREVIOUS,
-                f"{self.name} has no version to go back to now (state {state.value})",
-                "deploy the wanted version instead",
+                f"{self.name} has no version to go back to now (state {self._entry.state.value})",
+                "wait for the reported state, or deploy the wanted version instead",
             )
         self._steps.append(Step(Event.ROLLBACK, reason, detail))
-        return self._previous
+        try:
+            self._drain_steps(now_ms)
+        except StorageFault:
+            self._steps.clear()
+            raise
+        return base
+
+    def inspect(self, found: str = "") -> None:
+        """Look whether an idle model's links lead to what the journal says; `found` says what does not.
+
+        What is damaged is fetched again under the same digest. Raises StorageFault when the disk does
+        not say.
+        """
+        named, _ = self._tools.store.named(self.name)
+        expected = changes.should_serve(self._entry)
+        if self._entry.state is not State.IDLE or (named is None and expected is None):
+            return
+        if not found and named is not None and self._current is not None:
+            return
+        ref = self._known(named) if named else expected
+        what = found or ("its manifest is damaged or missing" if named else "the link to it is gone")
+        if ref is None:
+            self._report_lost(named or "", what)
+        else:
+            self._damaged = ref
+            self._damage = Step(
+                Event.DAMAGED, Reason.DIGEST_MISMATCH, f"{ref.version} is damaged here: {what}"
+            )
 
     def tick(self, now_ms: int) -> None:
         """Take what happened, and start what the state asks for."""
-        if now_ms < self._paused_until_ms:
+        if time.monotonic() < self._resume_s:
             return
         try:
+            self._arrive()
             self._drain(now_ms)
             self._poll(now_ms)
         except StorageFault as e:
             # A step that is not in the journal stays queued and is taken again; one that is, is done.
-            self._paused_until_ms = now_ms + _STORAGE_PAUSE_MS
-            self._say("storage", e.reason, str(e), now_ms)
+            self._hold(e, now_ms)
 
     def stop(self) -> None:
-        """End the job; the journal knows where to go on."""
+        """End the job; the journal knows where to go on, and that this was no accident."""
         if self._job is not None:
             self._job.cancel()
+        after = changes.uncounted(self._entry)
+        if after != self._entry:
+            with suppress(StorageFault):
+                journal.save(self._tools.layout, after)
 
     def view(self) -> wire.ModelState:
         """What is reported of this model."""
@@ -165,26 +220,53 @@ class ModelDriver:
             target_version=entry.target.version if entry.target else None,
             target_digest=entry.target.digest if entry.target else None,
             outcome=entry.outcome,
-            reason=entry.reason,
-            detail=entry.detail,
+            reason=Reason.STORAGE_FAULT if self._problem else entry.reason,
+            detail=self._problem or entry.detail,
             progress=round(self._job.progress, 3) if self._job else 0.0,
             since_ms=entry.since_ms,
         )
 
-    def _restart_step(self) -> Step:
+    def _arrive(self) -> None:
+        """At the start, and again after the disk did not answer: what do links and journal say?"""
+        if not self._problem:
+            return
+        self._learn()
         entry = self._entry
-        if entry.state is State.ACTIVATING and entry.attempts >= self._tools.config.max_attempts:
-            return Step(
-                Event.UNHEALTHY, Reason.FAILED_STARTS, f"activation was cut off {entry.attempts} times"
-            )
-        return Step(Event.RESTARTED, entry.reason, entry.detail)
+        torn = entry.state is State.PROBATION and self._current != entry.target
+        event = Event.TORN if torn else Event.RESTARTED
+        self.inspect()
+        self._steps.insert(0, Step(event, entry.reason, entry.detail))
+        self._problem = ""
 
-    def _drain(self, now_ms: int) -> None:
+    def _learn(self) -> None:
+        self._current = self._tools.store.current(self.name)
+        self._previous = self._tools.store.previous(self.name)
+
+    def _hold(self, fault: StorageFault, now_ms: int) -> None:
+        self._resume_s = time.monotonic() + _STORAGE_PAUSE_S
+        if self._problem:
+            self._problem = str(fault)
+        self._say("storage", fault.reason, str(fault), now_ms)
+
+    def _known(self, digest: str) -> Ref | None:
+        entry = self._entry
+        refs = (self._current, self._wanted, entry.target, entry.base, entry.older)
+        return next((ref for ref in refs if ref is not None and ref.digest == digest), None)
+
+    def _report_lost(self, digest: str, what: str) -> None:
+        """Nobody remembers which version it was, so it cannot be asked for; the one before may serve."""
+        if self._previous is not None:
+            self._damage = Step(Event.ROLLBACK, Reason.DIGEST_MISMATCH, f"{digest[:12]} is lost here: {what}")
+
+    def _drain_steps(self, now_ms: int) -> None:
         while self._steps:
             before = self._entry.state
             transition = self._take(self._steps[0], now_ms)
             self._steps.pop(0)  # it is in the journal: a fault from here on must not take it twice
             self._follow(before, transition, now_ms)
+
+    def _drain(self, now_ms: int) -> None:
+        self._drain_steps(now_ms)
         wish = self._next_wish()
         if wish is not None:
             before = self._entry.state
@@ -192,7 +274,7 @@ class ModelDriver:
 
     def _poll(self, now_ms: int) -> None:
         if self._job is None:
-            self._job = self._start_job()
+            self._job = self._start_job(now_ms)
         if self._job is not None:
             self._steps.extend(self._job.poll(now_ms))
             self._drain(now_ms)
@@ -201,21 +283,26 @@ class ModelDriver:
         """What the desired state asks of the machine now."""
         entry, wanted = self._entry, self._wanted
         if entry.state in CANCELLABLE:
-            superseded = wanted is None or entry.target is None or wanted.digest != entry.target.digest
-            return Step(Event.SUPERSEDED) if superseded and self._wanted_generation else None
-        if entry.state is not State.IDLE or entry.settled_generation >= self._wanted_generation:
+            other = wanted is None or entry.target is None or wanted.digest != entry.target.digest
+            return Step(Event.SUPERSEDED) if other and self._wanted_generation > entry.generation else None
+        if entry.state is not State.IDLE:
             return None
+        if entry.settled_generation >= self._wanted_generation:
+            return self._damage
         if wanted is None:
             return Step(Event.UNWANTED)
         if self._current is not None and self._current.digest == wanted.digest:
             return Step(Event.ALREADY)
         return Step(Event.TARGET)
 
-    def _start_job(self) -> Job | None:
+    def _start_job(self, now_ms: int) -> Job | None:
         entry, tools = self._entry, self._tools
+        if entry.state is State.REVERTING:  # also when nobody knows any more what it goes back from
+            return jobs.revert(entry, tools.store, tools.inference)
         target = entry.target
         if target is None:
             return None
+        pause_max_s = tools.config.retry_max_s
         starts: dict[State, Callable[[], Job]] = {
             State.RESOLVING: lambda: jobs.FetchJob(
                 tools.config_path, self.name, target, tools.rejected, self._min_release()
@@ -223,16 +310,15 @@ class ModelDriver:
             State.PREFLIGHT: lambda: trials.PreflightJob(entry, tools.layout, tools.store, tools.config),
             State.ACTIVATING: lambda: jobs.activate(entry, tools.store, tools.inference),
             State.PROBATION: lambda: trials.ProbationJob(entry, tools.config, tools.inference),
-            State.REVERTING: lambda: jobs.revert(entry, tools.store, tools.inference),
-            State.WAITING: lambda: jobs.WaitJob(entry.retry_at_ms),
+            State.WAITING: lambda: jobs.WaitJob(changes.pause_left_s(entry, now_ms, pause_max_s)),
         }
         start = starts.get(entry.state)
         return start() if start else None
 
     def _take(self, step: Step, now_ms: int) -> Transition:
         """One transition: effects that must precede the journal, and the journal."""
-        step = self._bounded(step)
         before = self._entry
+        step = changes.bounded(before, step, self._tools.config.max_attempts)
         transition = advance(before.state, step.event)
         entry = change(before, step, transition, self._situation(step, now_ms))
         for action in transition.actions:
@@ -241,14 +327,17 @@ class ModelDriver:
         if entry != before:
             journal.save(self._tools.layout, entry)
         self._entry = entry
+        if transition.state is not State.IDLE or transition.outcome is not None:
+            self._damage = None  # it is being seen to
         return transition
 
     def _follow(self, before: State, transition: Transition, now_ms: int) -> None:
         """What comes after the journal, and may be lost without harm."""
         entry = self._entry
         self._leave(before, transition.state)
-        self._current = self._tools.store.current(self.name)
-        self._previous = self._tools.store.previous(self.name)
+        if transition.outcome == "failed" and self._damaged is not None and entry.target == self._damaged:
+            self._beyond_repair = self._damaged.digest
+        self._learn()
         if transition.state is not before or transition.outcome == "removed":
             what = transition.outcome or transition.state.value
             self._say("update", entry.reason, f"{what}: {entry.detail}".rstrip(": "), now_ms)
@@ -264,6 +353,9 @@ class ModelDriver:
             previous=self._previous,
             baseline=self._baseline() if step.event is Event.PASSED else None,
             retry_s=self._tools.config.retry_s,
+            retry_max_s=self._tools.config.retry_max_s,
+            draw=random.random(),  # noqa: S311 - jitter
+            damaged=self._damaged,
             permissions=self._permissions,
         )
 
@@ -279,14 +371,6 @@ class ModelDriver:
         spans = after is State.DOWNLOADING and isinstance(self._job, jobs.FetchJob)
         if after is not before and not spans:
             self._job = None
-
-    def _bounded(self, step: Step) -> Step:
-        """An interruption too many becomes an end, so that no generation is tried forever."""
-        exhausted = self._entry.attempts >= self._tools.config.max_attempts
-        if step.event is Event.INTERRUPTED and exhausted:
-            detail = f"{step.detail} (given up after {self._entry.attempts} attempts)"
-            return Step(Event.EXHAUSTED, step.reason, detail)
-        return step
 
     def _cancel(self, entry: Entry) -> None:  # noqa: ARG002 - the shape of an effect
         if self._job is not None:

@@ -6,6 +6,7 @@ may read it at any time. What the values mean and when they rise is in levels.py
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -38,15 +39,26 @@ class _Body(Struct, frozen=True, forbid_unknown_fields=True):
 class Floor(Generic[T]):
     """One value, and what was wrong with its copies when they were read."""
 
-    def __init__(self, paths: tuple[Path, Path], empty: T) -> None:
-        """Reads, and repairs nothing. Raises StorageFault only when the disk gives no copy at all."""
+    def __init__(self, paths: tuple[Path, Path], empty: T, *, patient: bool = False) -> None:
+        """Reads, and repairs nothing. Raises StorageFault only when the disk gives no copy at all.
+
+        A patient one does not: its value is empty then, and `known` asks the disk again.
+        """
         self._paths = paths
         self._empty: T = empty
         self.value: T = empty
         self.problems: list[str] = []
         self._number = 0
         self._both = False
-        self.read()
+        self._read_once = False
+        with suppress(*[StorageFault] if patient else []):
+            self.read()
+
+    def known(self) -> T:
+        """The value. Raises StorageFault while the disk does not give it."""
+        if not self._read_once:
+            self.read()
+        return self.value
 
     def read(self) -> None:
         """Look at the disk again."""
@@ -55,6 +67,7 @@ class Floor(Generic[T]):
         newest = max(copies, key=lambda c: c.number)
         if newest.value is None and (fault := next((c.fault for c in copies if c.fault), None)):
             raise fault  # it may be readable later: starting from nothing would lower the floor
+        self._read_once = True
         self.value = self._empty if newest.value is None else newest.value
         self._number = newest.number
         self._both = all(c.value is not None and c.number == newest.number for c in copies)
@@ -74,6 +87,7 @@ class Floor(Generic[T]):
             self._write(value)
 
     def _write(self, value: T) -> None:
+        self.known()  # what is unread may be higher
         body = canonical.to_bytes({"number": self._number + 1, "value": value})
         data = canonical.sha256_hex(body).encode() + b"\n" + body
         self._both = False
@@ -92,7 +106,7 @@ def metadata_floor(layout: Layout) -> Floor[MetadataFloor]:
 
 def order_floor(layout: Layout) -> Floor[OrderFloor]:
     """The floor of what this device was told and has done."""
-    return Floor(layout.floor_copies("orders"), OrderFloor())
+    return Floor(layout.floor_copies("orders"), OrderFloor(), patient=True)
 
 
 def _read(path: Path, empty: T) -> _Copy[T]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edge_agent.inference import InferenceClient
-from edge_agent.update.changes import Step
+from edge_agent.update.changes import STORE_AT_FAULT, Step
 from edge_agent.update.children import Child, Ended
 from edge_agent.update.journal import Entry, Ref
 from edge_agent.update.machine import Event
@@ -75,7 +75,7 @@ class FetchJob:
                 self.progress = min(1.0, int(line["done_bytes"]) / self._missing_bytes)
         if ended is not None:
             self._child = None
-            steps.append(_fetch_outcome(ended))
+            steps.append(_fetch_outcome(ended)._replace(progressed=self.progress > 0))
         return steps
 
     def cancel(self) -> None:
@@ -134,24 +134,41 @@ class ThreadJob:
 
 def activate(entry: Entry, store: Store, inference: InferenceClient) -> ThreadJob:
     """Load beside the old version, flip, then make the disk say so."""
+    target = entry.target
+    if target is None:
+        raise RuntimeError("activation without a target")
+    # Of a version that is repaired, the version before is the one that is kept already.
+    previous = entry.older if entry.base == target else entry.base
 
     def work() -> Step:
-        target = entry.target
-        if target is None:
-            raise RuntimeError("activation without a target")
         try:
             load = partial(inference.load, entry.name, target.digest, _LOAD_TIMEOUT_S)
             _patiently(load)
-            store.point(entry.name, target, entry.base)
+            store.point(entry.name, target, previous)
             # Nothing to do, unless the process fell over in between and has read the old link. If it is
             # down at this moment, it will read the new one.
             with suppress(TransferFailed):
                 load()
         except EdgewardError as e:
-            return Step(Event.UNHEALTHY, e.reason, f"activation: {e.what}")
+            disk = isinstance(e, StorageFault) or e.reason in STORE_AT_FAULT
+            later = disk and _undone(entry, store, inference)
+            return Step(Event.INTERRUPTED if later else Event.UNHEALTHY, e.reason, f"activation: {e.what}")
         return Step(Event.ACTIVATED)
 
     return ThreadJob(work)
+
+
+def _undone(entry: Entry, store: Store, inference: InferenceClient) -> bool:
+    """Whether all is again as it was before the activation, so that it can be tried another time."""
+    try:
+        store.point(entry.name, entry.base, entry.older)
+        if entry.base is None:
+            inference.unload(entry.name, _LOAD_TIMEOUT_S)
+        else:
+            inference.load(entry.name, entry.base.digest, _LOAD_TIMEOUT_S)
+    except EdgewardError:
+        return False
+    return True
 
 
 def revert(entry: Entry, store: Store, inference: InferenceClient) -> ThreadJob:
@@ -198,14 +215,14 @@ def _patiently(call: Callable[[], None], patience_s: float = _PATIENCE_S) -> Non
 
 
 class WaitJob:
-    """The pause before an interrupted attempt is taken up again."""
+    """The pause before an interrupted attempt is taken up again. A clock that is set does not change it."""
 
-    def __init__(self, retry_at_ms: int) -> None:
+    def __init__(self, pause_s: float) -> None:
         self.progress = 0.0
-        self._retry_at_ms = retry_at_ms
+        self._until_s = time.monotonic() + pause_s
 
-    def poll(self, now_ms: int) -> list[Step]:
-        return [Step(Event.RETRY)] if now_ms >= self._retry_at_ms else []
+    def poll(self, now_ms: int) -> list[Step]:  # noqa: ARG002 - the wall clock may jump by decades
+        return [Step(Event.RETRY)] if time.monotonic() >= self._until_s else []
 
     def cancel(self) -> None:
         """Nothing runs."""

@@ -10,11 +10,10 @@ from typing import Literal
 
 from msgspec import Struct
 
-from edge_agent import files
+from edge_agent import files, sealed
 from edge_agent.layout import Layout
 from edge_agent.stats import VersionStats
 from edge_agent.update.machine import State
-from edge_contract import canonical
 from edge_contract.errors import Reason
 from edge_contract.manifest import Digest, Name, Version
 from edge_contract.wire import Outcome
@@ -42,7 +41,8 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
 
     `target` is what is being tried or was tried last, under `permissions`; `base` is what served when the
     attempt began (what a revert goes back to); `older` is what `previous` named then. `settled_generation`
-    is the desired generation whose attempt has ended, so that one generation is not tried forever.
+    is the desired generation whose attempt has ended, so that one generation is not tried forever. `attempts`
+    counts what blames the device or the candidate, `interruptions` what network, registry and disk did.
     """
 
     schema: Literal[1]
@@ -55,6 +55,7 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     older: Ref | None = None
     permissions: Permissions = NO_PERMISSIONS
     attempts: int = 0
+    interruptions: int = 0
     retry_at_ms: int = 0
     probation_since_ms: int = 0
     baseline: VersionStats | None = None
@@ -65,24 +66,26 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load(layout: Layout, name: str, now_ms: int) -> tuple[Entry, str]:
-    """The entry of `name` and what was wrong with its file (empty when nothing was)."""
-    path = layout.journal_file(name)
-    data = files.read(path)
-    if data is None:
-        return Entry(schema=1, name=name, since_ms=now_ms), ""
-    try:
-        return canonical.from_bytes(data, Entry), ""
-    except canonical.DecodeFault as e:
-        aside = files.set_aside(path, now_ms)
-        problem = f"journal of {name} was damaged ({e}) and set aside as {aside.name}"
-        return Entry(schema=1, name=name, since_ms=now_ms), problem
+    """The entry of `name` and what was wrong with its file (empty when nothing was).
+
+    Raises StorageFault when the disk does not give it: then nobody knows where the update is.
+    """
+    found = sealed.read_or_set_aside(layout.journal_file(name), Entry, now_ms)
+    fresh = Entry(schema=1, name=name, since_ms=now_ms)
+    if isinstance(found, sealed.Damaged):
+        return fresh, f"journal of {name} {found.what}"
+    if found is not None and found.name != name:
+        return fresh, f"journal of {name} is that of {found.name}, and is not used"
+    return found or fresh, ""
 
 
 def save(layout: Layout, entry: Entry) -> None:
     """Make the entry durable. Raises StorageFault and leaves the entry before."""
-    files.write(layout.journal_file(entry.name), canonical.to_bytes(entry))
+    files.make_folder(layout.journal)
+    sealed.write(layout.journal_file(entry.name), entry)
 
 
 def names(layout: Layout) -> list[str]:
-    """Models that have a journal."""
-    return sorted(p.stem for p in layout.journal.glob("*.json"))
+    """Models that have a journal. Raises StorageFault when the disk does not say."""
+    suffix = ".json"
+    return [n.removesuffix(suffix) for n in files.names(layout.journal) if n.endswith(suffix) and n[0] != "."]

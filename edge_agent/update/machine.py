@@ -39,12 +39,13 @@ class Event(StrEnum):
     UNHEALTHY = "unhealthy"  # probation found something, or an operator said so
     REJECTED = "rejected"  # the bundle is at fault: never this digest again
     UNFIT = "unfit"  # the device is at fault: not this generation
-    INTERRUPTED = "interrupted"  # network, registry or disk: later again
-    EXHAUSTED = "exhausted"  # interrupted too often in this generation
+    INTERRUPTED = "interrupted"  # network, registry or disk: later again, for as long as it takes
     RETRY = "retry"  # the wait is over
     SUPERSEDED = "superseded"  # the desired state changed meanwhile
     REVERTED = "reverted"  # the version before serves, and the disk says so
     ROLLBACK = "rollback"  # an operator wants the version before
+    DAMAGED = "damaged"  # what should serve is not whole on the disk, or its link is gone
+    TORN = "torn"  # this process started, and the disk does not name what the journal has on probation
     RESTARTED = "restarted"  # this process started and found the journal here
 
 
@@ -80,6 +81,7 @@ TABLE: dict[tuple[State, Event], Transition] = {
     (_S.IDLE, _E.UNWANTED): Transition(_S.IDLE, (Action.REMOVE, Action.COLLECT), "removed"),
     (_S.IDLE, _E.TARGET): Transition(_S.RESOLVING),
     (_S.IDLE, _E.ROLLBACK): Transition(_S.REVERTING),
+    (_S.IDLE, _E.DAMAGED): Transition(_S.RESOLVING),
     (_S.IDLE, _E.RESTARTED): Transition(_S.IDLE),
     (_S.WAITING, _E.RETRY): Transition(_S.RESOLVING),
     (_S.WAITING, _E.SUPERSEDED): Transition(_S.IDLE),
@@ -88,27 +90,29 @@ TABLE: dict[tuple[State, Event], Transition] = {
     (_S.RESOLVING, _E.REJECTED): _REJECTED,
     (_S.RESOLVING, _E.UNFIT): _UNFIT,
     (_S.RESOLVING, _E.INTERRUPTED): Transition(_S.WAITING, _DROP),
-    (_S.RESOLVING, _E.EXHAUSTED): _UNFIT,
     (_S.RESOLVING, _E.SUPERSEDED): Transition(_S.IDLE, _DROP),
     (_S.RESOLVING, _E.RESTARTED): Transition(_S.RESOLVING),
     (_S.DOWNLOADING, _E.FETCHED): Transition(_S.PREFLIGHT),
     (_S.DOWNLOADING, _E.REJECTED): _REJECTED,
     (_S.DOWNLOADING, _E.UNFIT): _UNFIT,
     (_S.DOWNLOADING, _E.INTERRUPTED): Transition(_S.WAITING, _DROP),
-    (_S.DOWNLOADING, _E.EXHAUSTED): _UNFIT,
     (_S.DOWNLOADING, _E.SUPERSEDED): Transition(_S.IDLE, _DROP),
     (_S.DOWNLOADING, _E.RESTARTED): Transition(_S.RESOLVING),
     (_S.PREFLIGHT, _E.PASSED): Transition(_S.ACTIVATING),
     (_S.PREFLIGHT, _E.REJECTED): _REJECTED,
     (_S.PREFLIGHT, _E.UNFIT): _UNFIT,
+    (_S.PREFLIGHT, _E.INTERRUPTED): Transition(_S.WAITING, _DROP),
     (_S.PREFLIGHT, _E.SUPERSEDED): Transition(_S.IDLE, _DROP),
     (_S.PREFLIGHT, _E.RESTARTED): Transition(_S.RESOLVING),
     (_S.ACTIVATING, _E.ACTIVATED): Transition(_S.PROBATION),
     (_S.ACTIVATING, _E.UNHEALTHY): Transition(_S.REVERTING),
+    # The job has made the version before serve again, by the disk and by the inference process.
+    (_S.ACTIVATING, _E.INTERRUPTED): Transition(_S.WAITING),
     (_S.ACTIVATING, _E.RESTARTED): Transition(_S.ACTIVATING),
     (_S.PROBATION, _E.HEALTHY): Transition(_S.IDLE, (Action.RAISE_RELEASE, Action.COLLECT), "committed"),
     (_S.PROBATION, _E.UNHEALTHY): Transition(_S.REVERTING),
     (_S.PROBATION, _E.ROLLBACK): Transition(_S.REVERTING, _DROP),
+    (_S.PROBATION, _E.TORN): Transition(_S.ACTIVATING),
     (_S.PROBATION, _E.RESTARTED): Transition(_S.PROBATION),
     (_S.REVERTING, _E.REVERTED): Transition(_S.IDLE, (Action.REMEMBER_REJECTED, Action.COLLECT), "reverted"),
     (_S.REVERTING, _E.RESTARTED): Transition(_S.REVERTING),

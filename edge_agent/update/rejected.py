@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from edge_agent import files
+from edge_agent import sealed
 from edge_agent.layout import Layout
-from edge_contract import canonical
-from edge_contract.errors import Reason
+from edge_contract.errors import Reason, StorageFault
 from edge_contract.manifest import Digest
 
 
@@ -20,38 +19,48 @@ class Rejection(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Rejected:
-    """The durable set of rejected digests."""
+    """The durable set of rejected digests.
+
+    While the disk does not give the list, nothing is known to be allowed: `get` and `add` raise
+    StorageFault until it does.
+    """
 
     def __init__(self, layout: Layout, now_ms: int) -> None:
         self._path = layout.rejected
+        self._now_ms = now_ms
         self.problem = ""
-        self._entries: dict[str, Rejection] = {}
-        data = files.read(self._path)
-        if data is None:
-            return
+        self._entries: dict[str, Rejection] | None = None
         try:
-            self._entries = canonical.from_bytes(data, dict[Digest, Rejection])
-        except canonical.DecodeFault as e:
-            aside = files.set_aside(self._path, now_ms)
-            self.problem = f"the list of rejected digests was damaged ({e}) and set aside as {aside.name}"
+            self._known()
+        except StorageFault as e:
+            self.problem = f"the list of rejected digests: {e.what}"
 
     def get(self, digest: str) -> Rejection | None:
-        """Why `digest` was thrown out, or None."""
-        return self._entries.get(digest)
+        """Why `digest` was thrown out, or None. Raises StorageFault when nobody can say."""
+        return self._known().get(digest)
 
     def digests(self) -> list[str]:
-        """All of them, sorted."""
-        return sorted(self._entries)
+        """All that are known, sorted."""
+        return sorted(self._entries or ())
 
     def add(self, digest: str, reason: Reason, detail: str, now_ms: int) -> None:
         """Remember durably. Raises StorageFault and remembers nothing."""
-        entries = {**self._entries, digest: Rejection(reason, detail, now_ms)}
-        files.write(self._path, canonical.to_bytes(entries))
+        entries = {**self._known(), digest: Rejection(reason, detail, now_ms)}
+        sealed.write(self._path, entries)
         self._entries = entries
 
     def clear(self) -> int:
         """Forget all, on an operator's word; returns how many."""
-        count = len(self._entries)
-        files.write(self._path, canonical.to_bytes({}))
+        count = len(self._entries or ())
+        sealed.write(self._path, {})
         self._entries = {}
         return count
+
+    def _known(self) -> dict[str, Rejection]:
+        if self._entries is None:
+            found = sealed.read_or_set_aside(self._path, dict[Digest, Rejection], self._now_ms)
+            if isinstance(found, sealed.Damaged):
+                self.problem = f"the list of rejected digests {found.what}"
+                found = None
+            self._entries = found or {}
+        return self._entries

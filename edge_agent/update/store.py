@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from edge_agent import files
 from edge_agent.layout import MANIFEST, Layout
 from edge_agent.update.journal import Ref
 from edge_contract import canonical, manifest
-from edge_contract.errors import BundleRejected, EdgewardError, Reason
+from edge_contract.console import os_fault
+from edge_contract.errors import BundleRejected, EdgewardError, Reason, StorageFault
 
 _CHUNK_BYTES = 1 << 20
+_BUILDING = ".building"
 
 
 class Store:
@@ -23,7 +26,13 @@ class Store:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        for folder in (layout.store, layout.staging, layout.models, layout.journal, layout.trust):
+        with suppress(StorageFault):  # what is there can be read and served from; who writes will be told
+            self.make_folders()
+
+    def make_folders(self) -> None:
+        """What everything else expects. Raises StorageFault on a disk that takes none."""
+        here = self._layout
+        for folder in (here.store, here.staging, here.models, here.journal, here.trust):
             files.make_folder(folder)
 
     def manifest_of(self, digest: str) -> manifest.Manifest:
@@ -42,53 +51,68 @@ class Store:
         return manifest.from_bytes(data)
 
     def has(self, digest: str) -> bool:
-        """Whether the version is whole in the store (every file of its digest)."""
+        """Whether the version is whole in the store (every file of its digest).
+
+        Raises StorageFault when the disk does not say: that is neither yes nor no.
+        """
         try:
             found = self.manifest_of(digest)
-        except EdgewardError:
+        except BundleRejected:
             return False
         folder = self._layout.version(digest)
         return all(file_matches(folder / f.name, f) for f in found.files)
 
     def find_blob(self, blob: manifest.File) -> Path | None:
         """A stored file with the content of `blob`, from any version, verified anew."""
-        for folder in sorted(self._layout.store.iterdir()):
-            try:
-                known = self.manifest_of(folder.name)
-            except EdgewardError:
-                continue
-            for other in known.files:
-                if other.sha256 == blob.sha256 and file_matches(folder / other.name, blob):
-                    return folder / other.name
+        for digest in files.names(self._layout.store):
+            with suppress(EdgewardError):  # unreadable or damaged: there may be another, or the registry
+                for other in self.manifest_of(digest).files:
+                    path = self._layout.version(digest) / other.name
+                    if other.sha256 == blob.sha256 and file_matches(path, blob):
+                        return path
         return None
 
     def add(self, found: manifest.Manifest, sources: dict[str, Path]) -> str:
         """Install a verified version: hard links of `sources` (by blob digest) in one new folder.
 
-        Returns its digest. A damaged folder of the same digest is replaced.
+        Returns its digest. A damaged folder of the same digest, perhaps one that serves, is replaced.
         """
         data = manifest.to_bytes(found)
         digest = canonical.sha256_hex(data)
         final = self._layout.version(digest)
-        building = self._layout.staging / f"{digest}.building"
+        building = self._layout.staging / f"{digest}{_BUILDING}"
         if building.exists():
             shutil.rmtree(building)
         files.make_folder(building)
         files.write(building / MANIFEST, data)
         for blob in found.files:
             files.hard_link(sources[blob.sha256], building / blob.name)
-        if final.exists() and not self.has(digest):
-            files.remove_tree(final)  # not earlier: its good files may be among the sources
-        files.install_folder(building, final)
+        if self._is_damaged(digest):
+            files.replace_folder(building, final)
+        else:
+            files.install_folder(building, final)
         return digest
 
+    def _is_damaged(self, digest: str) -> bool:
+        try:
+            return self._layout.version(digest).exists() and not self.has(digest)
+        except StorageFault:
+            return True  # a whole one is at hand, so nothing is lost if the old one is whole after all
+
     def current(self, name: str) -> Ref | None:
-        """What the disk says serves; None when there is none or it is damaged."""
+        """What the disk says serves; None when there is none or it is damaged.
+
+        Raises StorageFault when the disk does not say.
+        """
         return self._ref(self._layout.current(name))
 
     def previous(self, name: str) -> Ref | None:
-        """The version before, kept for a revert."""
+        """The version before, kept for a revert. Raises StorageFault when the disk does not say."""
         return self._ref(self._layout.previous(name))
+
+    def named(self, name: str) -> tuple[str | None, str | None]:
+        """The digests that `current` and `previous` name, whole or not. Raises StorageFault."""
+        return files.link_target(self._layout.current(name)), files.link_target(self._layout.previous(name))
 
     def point(self, name: str, current: Ref | None, previous: Ref | None) -> None:
         """Make the links say so; `previous` first, so that a revert always finds what it goes back to."""
@@ -97,32 +121,40 @@ class Store:
 
     def names(self) -> list[str]:
         """Models that serve, by the disk."""
-        return sorted(p.parent.name for p in self._layout.models.glob("*/current"))
+        models = files.names(self._layout.models)
+        return [name for name in models if "current" in files.names(self._layout.models / name)]
 
     def collect(self, keep: set[str]) -> list[str]:
         """Remove versions that no link names and that are not in `keep`; returns their digests.
 
-        Their prepared forms go with them.
+        Their prepared forms go with them. Raises StorageFault, before anything is removed, when one link
+        cannot be read.
         """
         keep = set(keep)
+        for name in files.names(self._layout.models):
+            keep |= {digest for digest in self.named(name) if digest is not None}
         files.remove_leftovers(self._layout.store)
-        for link in self._layout.models.glob("*/*"):
-            target = files.link_target(link) if link.is_symlink() else None
-            if target:
-                keep.add(target)
-        gone = [p for p in self._layout.store.iterdir() if p.name not in keep]
-        for folder in gone:
-            files.remove_tree(folder)
+        gone = [digest for digest in files.names(self._layout.store) if digest not in keep]
+        for digest in gone:
+            files.remove_tree(self._layout.version(digest))
         self._collect_prepared()
-        return [p.name for p in gone]
+        return gone
+
+    def clean(self) -> None:
+        """Remove what cut-off operations left, but not what a download can go on with."""
+        here = self._layout
+        for folder in (here.state, here.journal, *(here.models / name for name in files.names(here.models))):
+            files.remove_leftovers(folder)
+        with files.held(here.staging / ".lock") as alone:
+            for name in files.names(here.staging) if alone else []:
+                if name.endswith(_BUILDING):
+                    files.remove_tree(here.staging / name)
 
     def _collect_prepared(self) -> None:
         """After the versions: a form without its version is of no use."""
         files.remove_leftovers(self._layout.prepared)
-        if self._layout.prepared.is_dir():
-            for folder in self._layout.prepared.iterdir():
-                if not self._layout.version(folder.name).is_dir():
-                    files.remove_tree(folder)
+        for digest in set(files.names(self._layout.prepared)) - set(files.names(self._layout.store)):
+            files.remove_tree(self._layout.prepared / digest)
 
     def _ref(self, link: Path) -> Ref | None:
         digest = files.link_target(link)
@@ -130,7 +162,7 @@ class Store:
             return None
         try:
             return Ref(self.manifest_of(digest).version, digest)
-        except EdgewardError:
+        except BundleRejected:
             return None
 
     def _set(self, link: Path, ref: Ref | None) -> None:
@@ -141,22 +173,28 @@ class Store:
 
 
 def file_matches(path: Path, blob: manifest.File) -> bool:
-    """Whether `path` holds exactly the content of `blob`."""
+    """Whether `path` holds exactly the content of `blob`. Raises StorageFault when the disk does not say."""
     try:
         if path.stat().st_size != blob.size_bytes:
             return False
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError as e:
+        raise os_fault(e) from e
     return hash_file(path) == blob.sha256
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file in hex, in bounded memory; empty when it cannot be read."""
+    """SHA-256 of a file in hex, in bounded memory; empty when there is none. Raises StorageFault."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as stream:
             while chunk := stream.read(_CHUNK_BYTES):
                 digest.update(chunk)
-    except OSError:
+    except FileNotFoundError:
         return ""
+    except OSError as e:
+        if e.filename is None:  # read knows only a descriptor
+            e.filename = str(path)
+        raise os_fault(e) from e
     return digest.hexdigest()

@@ -1,14 +1,18 @@
 """All models of the device: the desired set, persisted as it came, and one driver per model.
 
 It decides nothing about a single model (driver.py) and nothing about signatures (edge_contract.wire).
+What a disk does not give at the start (full, read-only, out of order) keeps nothing else from working: it
+is reported and tried again until the disk gives it.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_agent import files
+from edge_agent import files, sealed
 from edge_agent.config import Config
 from edge_agent.inference import InferenceClient, Loaded
 from edge_agent.layout import Layout
@@ -19,8 +23,12 @@ from edge_agent.update.journal import NO_PERMISSIONS, Permissions, Ref
 from edge_agent.update.levels import with_generation
 from edge_agent.update.rejected import Rejected
 from edge_agent.update.store import Store
-from edge_contract import canonical, wire
-from edge_contract.errors import MessageRejected, Reason
+from edge_contract import wire
+from edge_contract.errors import MessageRejected, Reason, StorageFault
+
+log = logging.getLogger("edge_agent.update")
+
+_STORAGE_PAUSE_S = 2.0
 
 
 class Updater:
@@ -31,6 +39,7 @@ class Updater:
     ) -> None:
         self._layout = Layout(config)
         self._store = Store(self._layout)
+        self._report = report
         self.rejected = Rejected(self._layout, now_ms)
         self._orders = order_floor(self._layout)
         self._tools = Tools(
@@ -44,15 +53,24 @@ class Updater:
             report=report,
             in_use=self._in_use,
         )
-        known = {*journal.names(self._layout), *self._store.names()}
-        self._drivers = {name: ModelDriver(self._tools, name, now_ms) for name in sorted(known)}
+        self._drivers: dict[str, ModelDriver] = {}
+        self._desired: wire.Desired | None = None
+        self._unwritten: wire.Desired | None = None
+        self._unread: list[Callable[[int], None]] = [
+            self._make_folders,
+            self._read_journals,
+            self._read_desired,
+            self._settle_floor,
+            self._clean,
+        ]
+        self._blind: dict[str, str] = {}
+        self._told: set[str] = set()
+        self._resume_s = 0.0
+        self.adopted = 0
         for problem in (self.rejected.problem, *self._orders.problems):
             if problem:
-                report(wire.Event(now_ms, "storage", reason=Reason.STORAGE_FAULT, detail=problem))
-        self.adopted = 0
-        self._adopt_stored(report, now_ms)
-        self._settle_floor()
-        self._store.collect(self._in_use())  # what a kill left between a journal and its clean-up
+                self._tell(problem, now_ms)
+        self._recover(now_ms)
 
     @property
     def generation(self) -> int:
@@ -60,40 +78,50 @@ class Updater:
         return max(self.adopted, self._orders.value.generation)
 
     def accept(self, desired: wire.Desired, now_ms: int) -> None:
-        """Make a verified desired state this device's own: durable first, then acted upon."""
-        files.write(self._layout.desired, canonical.to_bytes(desired))
-        self._orders.raise_to(with_generation(self._orders.value, desired.generation))
-        self._adopt(desired, now_ms)
+        """Make a verified desired state this device's own: durable first, then acted upon.
 
-    def rollback(self, name: str) -> Ref:
-        """An operator's rollback; returns the version that will serve. Raises MessageRejected."""
+        A disk that does not take it now is asked again at each tick, for the message may not come again.
+        """
+        self._unwritten = desired
+        if self._write_desired not in self._unread:
+            self._unread.insert(0, self._write_desired)
+        self._recover(now_ms)
+
+    def rollback(self, name: str, now_ms: int) -> Ref:
+        """An operator's rollback; returns the version that will serve, once the journal says so.
+
+        Raises MessageRejected, or StorageFault when the journal cannot be written.
+        """
         driver = self._drivers.get(name)
         if driver is None:
             known = ", ".join(sorted(self._drivers)) or "none"
             raise MessageRejected(
                 Reason.UNKNOWN_MODEL, f"no model {name!r} on this device; it has {known}", "name one of these"
             )
-        return driver.rollback(Reason.OPERATOR_ROLLBACK, "an operator asked for the version before")
+        return driver.rollback(Reason.OPERATOR_ROLLBACK, "an operator asked for the version before", now_ms)
 
     def current(self, name: str) -> Ref | None:
-        """What the disk says serves as `name`."""
+        """What the disk says serves as `name`. Raises StorageFault when it does not say."""
         return self._store.current(name)
 
-    def notice(self, loaded: list[Loaded]) -> None:
-        """Compare what the inference process serves with the disk: it may have fallen back by itself."""
+    def notice(self, loaded: list[Loaded], now_ms: int) -> None:
+        """Compare what the inference process serves with the disk: it may have fallen back by itself.
+
+        Raises StorageFault; it is noticed again.
+        """
         for entry in loaded:
             driver = self._drivers.get(entry.name)
-            fell_back = entry.ready and entry.reason is not Reason.OK
-            if fell_back and driver is not None and driver.is_previous(entry.digest):
-                driver.rollback(entry.reason, "it did not start here; the version before serves")
+            if driver is not None and entry.reason is not Reason.OK:
+                driver.fell_back(entry.digest if entry.ready else "", entry.reason, now_ms)
 
     def tick(self, now_ms: int) -> None:
         """Let every machine take its next step."""
+        if time.monotonic() >= self._resume_s:
+            self._recover(now_ms)
         for name, driver in list(self._drivers.items()):
             driver.tick(now_ms)
             if driver.gone:
-                files.remove_link(self._layout.journal_file(name))
-                del self._drivers[name]
+                self._forget(name, now_ms)
 
     def stop(self) -> None:
         """End all children."""
@@ -102,38 +130,120 @@ class Updater:
 
     def views(self) -> list[wire.ModelState]:
         """What is reported, by name."""
-        return [driver.view() for _, driver in sorted(self._drivers.items())]
+        views = {name: driver.view() for name, driver in self._drivers.items()}
+        for name, problem in self._blind.items():
+            views[name] = wire.ModelState(name, "idle", reason=Reason.STORAGE_FAULT, detail=problem)
+        return [view for _, view in sorted(views.items())]
+
+    def _forget(self, name: str, now_ms: int) -> None:
+        try:
+            files.remove_link(self._layout.journal_file(name))
+        except StorageFault as e:
+            self._tell(str(e), now_ms)  # it is gone all the same; the file is found at the next start
+        del self._drivers[name]
+
+    def _recover(self, now_ms: int) -> None:
+        """What could not be read or written yet. What nothing names is removed only when all is known."""
+        for part in list(self._unread):
+            if part == self._clean and self._unread != [part]:
+                return
+            try:
+                part(now_ms)
+            except StorageFault as e:
+                self._hold(e, now_ms)
+            else:
+                self._unread.remove(part)
+
+    def _hold(self, fault: StorageFault, now_ms: int) -> None:
+        self._resume_s = time.monotonic() + _STORAGE_PAUSE_S
+        self._tell(str(fault), now_ms)
+
+    def _tell(self, detail: str, now_ms: int) -> None:
+        """Report a fault of the disk, once in the life of this process."""
+        if detail not in self._told:
+            self._told.add(detail)
+            self._report(wire.Event(now_ms, "storage", reason=Reason.STORAGE_FAULT, detail=detail))
+
+    def _make_folders(self, now_ms: int) -> None:
+        try:
+            self._store.make_folders()
+        except StorageFault as e:
+            self._tell(str(e), now_ms)  # what is there is enough to serve and to read
+
+    def _read_journals(self, now_ms: int) -> None:
+        """One driver per model; one that cannot be read now must not hold up the others."""
+        wanted = {m.name for m in self._desired.models} if self._desired else set()
+        for name in sorted(
+            {*journal.names(self._layout), *self._store.names(), *wanted} - set(self._drivers)
+        ):
+            try:
+                self._drivers[name] = ModelDriver(self._tools, name, now_ms)
+                self._blind.pop(name, None)
+            except StorageFault as e:
+                self._blind[name] = str(e)
+        self._want()
+        if self._blind:
+            raise StorageFault(
+                Reason.STORAGE_FAULT, f"journals cannot be read: {', '.join(self._blind)}", "repair the disk"
+            )
+
+    def _read_desired(self, now_ms: int) -> None:
+        found = sealed.read_or_set_aside(self._layout.desired, wire.Desired, now_ms)
+        if isinstance(found, sealed.Damaged):
+            self._tell(f"the stored desired state {found.what}", now_ms)
+        elif found is not None and found.generation > self.adopted:
+            self._adopt(found, now_ms)
+
+    def _clean(self, now_ms: int) -> None:  # noqa: ARG002 - the shape of a part of the start
+        """What a kill left between a journal and its clean-up."""
+        self._store.clean()
+        self._store.collect(self._in_use())
+
+    def _write_desired(self, now_ms: int) -> None:
+        desired, known = self._unwritten, self._orders.known()
+        if desired is not None and desired.generation >= known.generation:
+            sealed.write(self._layout.desired, desired)
+            self._orders.raise_to(with_generation(known, desired.generation))
+            self._adopt(desired, now_ms)
+        self._unwritten = None
 
     def _adopt(self, desired: wire.Desired, now_ms: int) -> None:
+        self._desired, self.adopted = desired, desired.generation
+        if self._read_journals not in self._unread:
+            try:
+                self._read_journals(now_ms)
+            except StorageFault as e:
+                self._unread.insert(0, self._read_journals)
+                self._hold(e, now_ms)
+        self._want()
+
+    def _want(self) -> None:
+        """Tell every driver what the desired state says of its model."""
+        desired = self._desired
+        if desired is None:
+            return
         wanted = {m.name: Ref(m.version, m.manifest_sha256) for m in desired.models}
         allowed = {m.name: Permissions(m.allow_downgrade, m.allow_interface_change) for m in desired.models}
-        new = {n: ModelDriver(self._tools, n, now_ms) for n in wanted if n not in self._drivers}
-        self._drivers |= new
         for name, driver in self._drivers.items():
             driver.want(wanted.get(name), desired.generation, allowed.get(name, NO_PERMISSIONS))
-        # Last, so that a fault above leaves the message to be accepted when it comes again.
-        self.adopted = desired.generation
 
-    def _adopt_stored(self, report: Callable[[wire.Event], None], now_ms: int) -> None:
-        data = files.read(self._layout.desired)
-        if data is None:
-            return
-        try:
-            self._adopt(canonical.from_bytes(data, wire.Desired), now_ms)
-        except canonical.DecodeFault as e:
-            aside = files.set_aside(self._layout.desired, now_ms)
-            detail = f"the stored desired state was damaged ({e}) and set aside as {aside.name}"
-            report(wire.Event(now_ms, "storage", reason=Reason.STORAGE_FAULT, detail=detail))
-
-    def _settle_floor(self) -> None:
+    def _settle_floor(self, now_ms: int) -> None:  # noqa: ARG002 - the shape of a part of the start
         """What a kill left between a desired state and the floor, and what a lost floor should say."""
+        known = self._orders.known().releases
         self._orders.repair()
-        self._orders.raise_to(with_generation(self._orders.value, self.adopted))
-        known = self._orders.value.releases
+        known_to_journals = max((d.generation for d in self._drivers.values()), default=0)
+        generation = max(self.adopted, known_to_journals)
+        self._orders.raise_to(with_generation(self._orders.value, generation))
         unknown = [n for n, d in self._drivers.items() if d.view().state == "idle" and n not in known]
         links = {n: (self._store.current(n), self._store.previous(n)) for n in unknown}
         there = {n: [ref for ref in refs if ref is not None] for n, refs in links.items()}
         raise_releases(self._orders, self._store, there)
 
     def _in_use(self) -> set[str]:
+        """Raises StorageFault while nobody knows what every model needs: then nothing may be removed."""
+        unknown = self._read_journals in self._unread
+        if unknown:
+            raise StorageFault(
+                Reason.STORAGE_FAULT, "a journal has not been read yet", "repair the disk; nothing is removed"
+            )
         return set().union(*(driver.in_use for driver in self._drivers.values()))

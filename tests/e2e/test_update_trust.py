@@ -77,10 +77,10 @@ def test_metadata_that_was_altered_is_refused_until_it_is_right_again(site: Site
 @pytest.fixture
 def full(site: Site) -> Iterator[Site]:
     """The device, restarted with a reserve that no disk has."""
-    settings = site.device.config.update
+    reserve_bytes = site.device.config.update.disk_reserve_bytes
     _restart(site, disk_reserve_bytes=1 << 60, max_attempts=2)
     yield site
-    _restart(site, disk_reserve_bytes=settings.disk_reserve_bytes, max_attempts=settings.max_attempts)
+    _restart(site, disk_reserve_bytes=reserve_bytes, max_attempts=site.device.config.update.max_attempts)
 
 
 def _restart(site: Site, **settings: int) -> None:
@@ -91,12 +91,19 @@ def _restart(site: Site, **settings: int) -> None:
 
 def test_a_disk_without_room_is_told_and_nothing_is_half_written(full: Site) -> None:
     v2 = full.publish("three", 2)
-    (model,) = full.deploy(v2)
-    assert (model.outcome, model.reason, model.version) == ("failed", Reason.DISK_FULL, "1.0.0")
-    assert "given up after 2 attempts" in model.detail
+    full.desire(v2)
+    full.operator.wait(
+        lambda: (m := full.operator.model("three")) and "interruption 4," in m.detail,
+        "more than max_attempts",
+    )
+    model = full.wait_state("three", "waiting")
+    assert (model.outcome, model.reason, model.version) == ("none", Reason.DISK_FULL, "1.0.0")
     assert_serves(full, "three", 1)
     assert_nothing_half_written(full)
     assert v2.digest not in full.state.rejected
+    _restart(full, disk_reserve_bytes=0)  # somebody made room
+    assert full.operator.wait_settled("three").outcome == "committed"
+    assert_serves(full, "three", 2)
 
 
 def test_metadata_that_has_expired_is_waited_out(site: Site, tmp_path: Path) -> None:

@@ -103,6 +103,18 @@ def test_links_that_are_not_there(tmp_path: Path) -> None:
     files.remove_link(tmp_path / "no" / "folder" / "either")
 
 
+def test_something_else_under_a_links_name_is_no_link(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert files.link_target(tmp_path / "file") is None
+
+
+def test_names_of_what_is_there_and_of_what_is_not(tmp_path: Path) -> None:
+    (tmp_path / "b").touch()
+    (tmp_path / "a").mkdir()
+    assert files.names(tmp_path) == ["a", "b"]
+    assert files.names(tmp_path / "missing") == files.names(tmp_path / "b") == []
+
+
 def test_remove_link_leaves_its_target(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("kept")
     files.swap_link(tmp_path / "link", "target")
@@ -214,7 +226,8 @@ def test_a_write_that_does_not_fit_leaves_the_old_content(tmp_path: Path) -> Non
         lambda p: files.move(p / "missing", p / "target"),
         lambda p: files.swap_link(p / "folder", "target"),
         lambda p: files.remove_link(p / "folder"),
-        lambda p: files.link_target(p / "file"),
+        lambda p: files.link_target(p / "file" / "below"),
+        lambda p: files.names(p / ("x" * 300)),
         lambda p: files.hard_link(p / "missing", p / "x"),
         lambda p: files.sync_file(p / "missing"),
         lambda p: files.sync_folder(p / "file"),

@@ -93,6 +93,7 @@ def test_disk_and_process_are_told_apart(config: Config, layout: Layout, bundles
             "reason": "output_drift",
             "detail": "decisions moved",
             "attempts": 1,
+            "interruptions": 0,
             "base": {"version": "2.0.0", "digest": bundles[1].digest},
         }
     ]

@@ -83,7 +83,10 @@ class Agent:
         self.restart()
 
     def restart(self) -> None:
-        self.end()
+        if self.updater is not None:
+            for driver in self.updater._drivers.values():
+                if driver._job is not None:  # it dies with its parent, which writes nothing any more
+                    driver._job.cancel()
         self.updater = Updater(Path("agent.toml"), self.config, self.events.append, self.now_ms())
 
     def end(self) -> None:
@@ -427,7 +430,7 @@ def test_a_rollback_is_no_downgrade_and_what_it_went_back_to_can_be_deployed(
     v4, v5, _ = releases
     agent.deploy(v4)
     agent.deploy(v5)
-    agent.updater.rollback("tiny")
+    agent.updater.rollback("tiny", agent.now_ms())
     agent.run_until(lambda: agent.view().version == "4.0.0" and agent.view().state == "idle", "rollback")
     assert floor(agent) == 5
     agent.restart()
@@ -519,13 +522,36 @@ def test_interruptions_are_waited_out(agent: Agent, refs: list[Ref]) -> None:
     assert [kind for kind, _ in agent.script.started].count("fetch") == 3
 
 
-def test_interruptions_are_bounded(agent: Agent, refs: list[Ref]) -> None:
+def test_interruptions_exhaust_nothing(agent: Agent, refs: list[Ref]) -> None:
+    agent.config = replace(agent.config, update=replace(CONFIG, retry_max_s=0.05))
+    agent.restart()
     trouble = Step(Event.INTERRUPTED, Reason.DISK_FULL, "no space")
-    agent.script.fetch[refs[0].digest] = [[Step(Event.RESOLVED), trouble]]
-    view = agent.deploy(refs[0])
-    assert (view.outcome, view.reason) == ("failed", Reason.DISK_FULL)
-    assert view.detail == "no space (given up after 3 attempts)"
-    assert len(agent.script.started) == CONFIG.max_attempts
+    good = [Step(Event.RESOLVED), Step(Event.FETCHED)]
+    agent.script.fetch[refs[0].digest] = [*[[trouble]] * 12, good]
+    agent.want(tiny=refs[0])
+    agent.run_until(lambda: "interruption 12," in agent.view().detail, "the twelfth")
+    assert (agent.view().state, agent.view().reason) == ("waiting", Reason.DISK_FULL)
+    assert agent.run_until_settled().outcome == "committed"
+
+
+def test_a_clock_that_is_set_ends_no_pause_and_hangs_none(
+    agent: Agent, refs: list[Ref], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_agent.update.driver.random.random", lambda: 1.0)
+    trouble = Step(Event.INTERRUPTED, Reason.REGISTRY_UNREACHABLE, "nobody there")
+    agent.script.fetch[refs[0].digest] = [[trouble], [Step(Event.RESOLVED), Step(Event.FETCHED)]]
+    agent.config = replace(agent.config, update=replace(CONFIG, retry_s=3000.0))
+    agent.restart()
+    agent.want(tiny=refs[0])
+    agent.run_until(lambda: agent.view().state == "waiting", "the pause")
+    agent.updater.tick(agent.now_ms())  # the pause runs
+    for years in (56, -10):
+        agent.ahead_ms = years * 365 * 86_400_000
+        for _ in range(10):
+            agent.updater.tick(agent.now_ms())
+        assert agent.view().state == "waiting"
+    agent.restart()  # ten years ago, says the clock now: nobody knows how long the pause was
+    assert agent.run_until_settled().outcome == "committed"
 
 
 def test_a_pause_goes_on_after_a_restart(agent: Agent, refs: list[Ref]) -> None:
@@ -636,9 +662,7 @@ def test_an_inference_process_that_falls_over_between_load_and_link_serves_the_n
     ("status", "reason", "remembered"),
     [
         (422, Reason.LOAD_FAILED, True),
-        (507, Reason.STORAGE_FAULT, False),
         (501, Reason.RUNTIME_MISSING, False),
-        (404, Reason.NOT_FOUND, False),
     ],
 )
 def test_a_version_that_does_not_load_is_reverted(
@@ -652,6 +676,51 @@ def test_a_version_that_does_not_load_is_reverted(
     assert "activation: it does not" in view.detail
     assert double.loaded == {"tiny": v1.digest}
     assert agent.updater.rejected.digests() == ([v2.digest] if remembered else [])
+
+
+@pytest.mark.parametrize("trouble", [(507, Reason.STORAGE_FAULT), (422, Reason.DIGEST_MISMATCH)])
+def test_a_disk_in_the_way_of_an_activation_is_waited_for(
+    agent: Agent, refs: list[Ref], double: InferenceDouble, trouble: tuple[int, Reason]
+) -> None:
+    v1, v2 = refs[:2]
+    agent.deploy(v1)
+    double.refuse[v2.digest] = trouble
+    agent.want(tiny=v2)
+    agent.run_until(lambda: agent.view().state == "waiting", "the pause")
+    assert (agent.view().reason, agent.on_disk()[0], double.loaded) == (trouble[1], v1, {"tiny": v1.digest})
+    double.refuse.clear()
+    assert agent.run_until_settled().outcome == "committed"
+    assert agent.on_disk() == (v2, v1)
+
+
+def test_a_store_that_cannot_keep_a_version_whole_ends_the_attempt(
+    agent: Agent, refs: list[Ref], double: InferenceDouble
+) -> None:
+    v1, v2 = refs[:2]
+    agent.deploy(v1)
+    double.refuse[v2.digest] = (404, Reason.NOT_FOUND)
+    view = agent.deploy(v2)
+    assert (view.outcome, view.reason, view.version) == ("reverted", Reason.NOT_FOUND, "1.0.0")
+    assert f"given up after {CONFIG.max_attempts} attempts" in view.detail
+    assert agent.updater.rejected.digests() == []
+
+
+def test_a_link_that_cannot_be_swapped_is_no_fault_of_the_version(
+    agent: Agent, refs: list[Ref], double: InferenceDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    v1, v2 = refs[:2]
+    agent.deploy(v1)
+    real, faults = files.swap_link, [1, 1]
+
+    def swap(link: Path, target: str) -> None:
+        if faults:
+            faults.pop()
+            raise StorageFault(Reason.STORAGE_FAULT, "input/output error", "look at the disk")
+        real(link, target)
+
+    monkeypatch.setattr(files, "swap_link", swap)
+    assert agent.deploy(v2).outcome == "committed"
+    assert double.loaded == {"tiny": v2.digest}
 
 
 def probation(agent: Agent, ref: Ref, **limits: float) -> None:
@@ -762,7 +831,7 @@ def test_an_inference_process_that_falls_over_twice_reverts(
     assert agent.on_disk()[0] == v1
 
 
-@pytest.mark.parametrize("reason", [Reason.FAILED_STARTS, Reason.LOAD_FAILED, Reason.DIGEST_MISMATCH])
+@pytest.mark.parametrize("reason", [Reason.FAILED_STARTS, Reason.LOAD_FAILED])
 @pytest.mark.parametrize("state", ["idle", "probation"])
 def test_what_the_inference_process_fell_back_to_becomes_the_truth(
     agent: Agent, refs: list[Ref], double: InferenceDouble, state: str, reason: Reason
@@ -775,11 +844,11 @@ def test_what_the_inference_process_fell_back_to_becomes_the_truth(
         agent.deploy(v2)
     double.loaded["tiny"] = v1.digest
     loaded = [Loaded("tiny", "1.0.0", v1.digest, True, reason)]
-    agent.updater.notice(loaded)
-    agent.updater.notice(loaded)
+    agent.updater.notice(loaded, agent.now_ms())
+    agent.updater.notice(loaded, agent.now_ms())
     agent.run_until(lambda: agent.view().outcome == "reverted", "the revert")
     assert (agent.view().reason, agent.on_disk()[0]) == (reason, v1)
-    agent.updater.notice(loaded)
+    agent.updater.notice(loaded, agent.now_ms())
     for _ in range(5):
         agent.updater.tick(agent.now_ms())
     assert agent.view().state == "idle"
@@ -789,10 +858,10 @@ def test_what_serves_as_it_should_is_no_fall_back(agent: Agent, refs: list[Ref])
     v1, v2 = refs[:2]
     agent.deploy(v1)
     agent.deploy(v2)
-    agent.updater.notice([Loaded("tiny", "2.0.0", v2.digest, True, Reason.OK)])
-    agent.updater.notice([Loaded("tiny", "1.0.0", v1.digest, True, Reason.OK)])
-    agent.updater.notice([Loaded("tiny", "1.0.0", v1.digest, False, Reason.LOAD_FAILED)])
-    agent.updater.notice([Loaded("stranger", "1.0.0", v1.digest, True, Reason.LOAD_FAILED)])
+    agent.updater.notice([Loaded("tiny", "2.0.0", v2.digest, True, Reason.OK)], agent.now_ms())
+    agent.updater.notice([Loaded("tiny", "1.0.0", v1.digest, True, Reason.OK)], agent.now_ms())
+    agent.updater.notice([Loaded("tiny", "1.0.0", v1.digest, False, Reason.LOAD_FAILED)], agent.now_ms())
+    agent.updater.notice([Loaded("stranger", "1.0.0", v1.digest, True, Reason.LOAD_FAILED)], agent.now_ms())
     agent.updater.tick(agent.now_ms())
     assert agent.view().state == "idle"
     assert agent.on_disk()[0] == v2
@@ -805,12 +874,12 @@ def test_rollback_goes_back_once(agent: Agent, refs: list[Ref], double: Inferenc
     v1, v2 = refs[:2]
     agent.deploy(v1)
     agent.deploy(v2)
-    assert agent.updater.rollback("tiny") == v1
+    assert agent.updater.rollback("tiny", agent.now_ms()) == v1
     agent.run_until(lambda: agent.view().outcome == "reverted", "the rollback")
     assert (agent.view().version, agent.view().reason) == ("1.0.0", Reason.OPERATOR_ROLLBACK)
     assert (agent.on_disk(), double.loaded) == ((v1, None), {"tiny": v1.digest})
     with pytest.raises(MessageRejected) as fault:
-        agent.updater.rollback("tiny")
+        agent.updater.rollback("tiny", agent.now_ms())
     assert fault.value.reason is Reason.NO_PREVIOUS
     for _ in range(10):
         agent.updater.tick(agent.now_ms())
@@ -825,9 +894,9 @@ def test_two_rollbacks_at_once_are_one(agent: Agent, refs: list[Ref], state: str
         probation(agent, v2)
     else:
         agent.deploy(v2)
-    agent.updater.rollback("tiny")
+    agent.updater.rollback("tiny", agent.now_ms())
     with pytest.raises(MessageRejected) as fault:
-        agent.updater.rollback("tiny")
+        agent.updater.rollback("tiny", agent.now_ms())
     assert fault.value.reason is Reason.NO_PREVIOUS
     agent.run_until(lambda: agent.view().outcome == "reverted", "the rollback")
     assert agent.on_disk()[0] == v1
@@ -835,11 +904,11 @@ def test_two_rollbacks_at_once_are_one(agent: Agent, refs: list[Ref], state: str
 
 def test_rollback_without_anything_to_go_back_to(agent: Agent, refs: list[Ref]) -> None:
     with pytest.raises(MessageRejected) as fault:
-        agent.updater.rollback("tiny")
+        agent.updater.rollback("tiny", agent.now_ms())
     assert fault.value.reason is Reason.UNKNOWN_MODEL
     agent.deploy(refs[0])
     with pytest.raises(MessageRejected) as fault:
-        agent.updater.rollback("tiny")
+        agent.updater.rollback("tiny", agent.now_ms())
     assert fault.value.reason is Reason.NO_PREVIOUS
 
 
@@ -858,7 +927,7 @@ def test_a_journal_that_cannot_be_written_holds_the_step_and_loses_none(
         real(layout, entry)
 
     monkeypatch.setattr(journal, "save", save)
-    monkeypatch.setattr("edge_agent.update.driver._STORAGE_PAUSE_MS", 5)
+    monkeypatch.setattr("edge_agent.update.driver._STORAGE_PAUSE_S", 0.005)
     agent.want(tiny=refs[1])
     agent.run_until(lambda: any(e.kind == "storage" for e in agent.events), "the report")
     assert agent.view().state == "resolving"
@@ -884,7 +953,7 @@ def test_a_clean_up_that_fails_does_not_take_the_step_twice(
         raise StorageFault(Reason.STORAGE_FAULT, "input/output error", "look at the disk")
 
     monkeypatch.setattr(Store, "collect", collect)
-    monkeypatch.setattr("edge_agent.update.driver._STORAGE_PAUSE_MS", 5)
+    monkeypatch.setattr("edge_agent.update.driver._STORAGE_PAUSE_S", 0.005)
     assert agent.deploy(v2).outcome == end
     for _ in range(10):
         agent.updater.tick(agent.now_ms())

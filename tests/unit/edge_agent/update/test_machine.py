@@ -54,8 +54,9 @@ def test_every_pair_is_a_transition_or_refused(state: State, event: Event) -> No
         *((state, Event.REJECTED, State.IDLE, "failed") for state in FETCHING),
         *((state, Event.UNFIT, State.IDLE, "failed") for state in FETCHING),
         *((state, Event.SUPERSEDED, State.IDLE, None) for state in (*FETCHING, State.WAITING)),
-        *((state, Event.INTERRUPTED, State.WAITING, None) for state in FETCHING[:2]),
-        *((state, Event.EXHAUSTED, State.IDLE, "failed") for state in FETCHING[:2]),
+        *((state, Event.INTERRUPTED, State.WAITING, None) for state in (*FETCHING, State.ACTIVATING)),
+        (State.IDLE, Event.DAMAGED, State.RESOLVING, None),
+        (State.PROBATION, Event.TORN, State.ACTIVATING, None),
         (State.WAITING, Event.RETRY, State.RESOLVING, None),
     ],
 )
@@ -114,7 +115,7 @@ def test_a_bundle_at_fault_is_remembered_and_a_device_at_fault_is_not() -> None:
 @pytest.mark.parametrize("state", FETCHING)
 def test_leaving_a_state_with_a_child_early_ends_the_child(state: State) -> None:
     for (here, event), transition in TABLE.items():
-        early = event in (Event.REJECTED, Event.UNFIT, Event.INTERRUPTED, Event.EXHAUSTED, Event.SUPERSEDED)
+        early = event in (Event.REJECTED, Event.UNFIT, Event.INTERRUPTED, Event.SUPERSEDED)
         if here is state and early:
             assert Action.CANCEL in transition.actions, event
 
