@@ -90,9 +90,7 @@ def _control_runs(layout: Layout) -> bool:
 
 
 def _generation(layout: Layout) -> int:
-    known = 0
-    with suppress(StorageFault):
-        known = order_floor(layout).value.generation
+    known = order_floor(layout).value.generation
     try:
         desired = sealed.read(layout.desired, wire.Desired)
     except (canonical.DecodeFault, StorageFault):
