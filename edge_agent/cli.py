@@ -94,6 +94,30 @@ def trust_child(config_path: Path) -> int:
     return fetch.run_trust(configuration.load(config_path))
 
 
+@main.command("decode", hidden=True)
+@click.argument("algorithm")
+@click.argument("encoded", type=click.Path(path_type=Path))
+@click.argument("result", type=click.Path(path_type=Path))
+@click.argument("size_bytes", type=int)
+@click.argument("sha256")
+@click.argument("memory_bytes", type=int)
+@click.option("--base", type=click.Path(path_type=Path))
+def decode_child(
+    algorithm: str,
+    encoded: Path,
+    result: Path,
+    size_bytes: int,
+    sha256: str,
+    memory_bytes: int,
+    base: Path | None,
+) -> int:
+    """Make a blob of an encoded one. The fetch child runs this as a child of its own."""
+    from edge_agent.update import decode
+
+    task = decode.Task(algorithm, encoded, base, result, size_bytes, sha256, memory_bytes)
+    return decode.run_decode(task)
+
+
 @main.command()
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)

@@ -177,10 +177,12 @@ def test_the_fleet_alone_starts_and_makes_a_registry(alone: Environment) -> None
 # program → the extras that an import of it may rely on, beside the base.
 BROUGHT: dict[str, tuple[str, ...]] = {
     "edge_contract": (),
-    "edge_agent": ("onnx", "tflite"),
+    "edge_agent": ("onnx", "tflite", "delta"),
     "optimizer": ("optimizer",),
     "fleet": ("fleet",),
 }
+# Modules of the standard library that the oldest Python here does not have yet.
+BUILT_IN_LATER = ("compression",)
 # Distributions of an extra that must not be needed by the rest of a program, with the reason.
 MORE = {"fleet": {"iotcore"}}  # the embedded broker of `edge-fleet broker`, for trials: extra demo
 
@@ -213,7 +215,7 @@ def third_party(program: str) -> dict[str, str]:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in names:
                 top = name.partition(".")[0]
-                if top not in sys.stdlib_module_names and top not in BROUGHT:
+                if top not in (*sys.stdlib_module_names, *BUILT_IN_LATER, *BROUGHT):
                     found[top] = str(path.relative_to(ROOT))
     return found
 

@@ -1,0 +1,1 @@
+"""Making what `registry publish` offers beside whole blobs: compressed ones and patches."""
