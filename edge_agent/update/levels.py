@@ -17,6 +17,7 @@ from edge_contract.manifest import Count, Name
 
 ROOT = "root"
 TIMESTAMP = "timestamp"
+SNAPSHOT = "snapshot"
 Version = Annotated[int, Meta(ge=1)]
 
 
@@ -92,8 +93,10 @@ def stands(signers: Iterable[str], holders: Iterable[Holders]) -> bool:
 
 def judge(floor: MetadataFloor, seen: Iterable[Seen]) -> Below | None:
     """The first role that is below its floor."""
+    seen = list(seen)
+    roles = _binding(floor, seen)
     for item in seen:
-        level = _binding(floor, item)
+        level = roles.get(item.role)
         if level is not None and item.version < level.version:
             return Below(item.role, item.version, level.version)
     return None
@@ -101,9 +104,10 @@ def judge(floor: MetadataFloor, seen: Iterable[Seen]) -> Below | None:
 
 def raised(floor: MetadataFloor, seen: Iterable[Seen]) -> MetadataFloor:
     """The floor after `seen`. What is below it changes nothing."""
-    roles, time = dict(floor.roles), floor.time
+    seen = list(seen)
+    roles, time = _binding(floor, seen), floor.time
     for item in seen:
-        level = _binding(floor, item)
+        level = roles.get(item.role)
         if level is None or item.version > level.version:
             roles[item.role] = Level(item.version, sorted(item.signers))
         if item.role == TIMESTAMP:
@@ -137,11 +141,18 @@ def with_releases(floor: OrderFloor, releases: Mapping[str, int]) -> OrderFloor:
     return replace(floor, releases=floor.releases | higher)
 
 
-def _binding(floor: MetadataFloor, seen: Seen) -> Level | None:
-    level = floor.roles.get(seen.role)
-    if level is not None and (seen.role == ROOT or stands(level.signers, seen.holders)):
-        return level
-    return None
+def _binding(floor: MetadataFloor, seen: Iterable[Seen]) -> dict[str, Level]:
+    """The levels that bind under the keys of today: a snapshot's new keys also free what it lists."""
+    void = {
+        item.role
+        for item in seen
+        if item.role != ROOT
+        and (level := floor.roles.get(item.role)) is not None
+        and not stands(level.signers, item.holders)
+    }
+    if SNAPSHOT in void:
+        void = set(floor.roles) - {ROOT, TIMESTAMP} | void
+    return {role: level for role, level in floor.roles.items() if role not in void}
 
 
 def _later(time: SignedTime | None, timestamp: Seen) -> SignedTime | None:

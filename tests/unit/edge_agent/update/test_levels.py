@@ -56,6 +56,18 @@ def test_what_one_of_two_remaining_keys_signed_binds() -> None:
     assert levels.judge(FLOOR, [seen("bin-1", 1, signers="ab", holders="abc", threshold=2)]) is not None
 
 
+def test_new_keys_of_the_snapshot_free_all_that_it_lists() -> None:
+    """As in TUF: who held the snapshot's key may have listed absurd versions of any targets."""
+    floor = MetadataFloor(roles={**FLOOR.roles, "snapshot": Level(30, ["s"])})
+    old = seen("snapshot", 30, signers="s", holders="s")
+    new = seen("snapshot", 1, signers="t", holders="t")
+    assert levels.judge(floor, [old, seen("bin-1", 1)]) == Below("bin-1", 1, 3)
+    assert levels.judge(floor, [new, seen("bin-1", 1)]) is None
+    after = levels.raised(floor, [new])
+    assert set(after.roles) == {"root", "timestamp", "snapshot"}
+    assert levels.judge(after, [new, seen("timestamp", 19)]) == Below("timestamp", 19, 20)
+
+
 def test_of_several_delegators_any_may_vouch() -> None:
     two = Seen("bin-1", 1, frozenset("x"), (Holders(frozenset("x"), 1), Holders(frozenset("a"), 1)))
     assert levels.judge(FLOOR, [two]) == Below("bin-1", 1, 3)
