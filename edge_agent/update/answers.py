@@ -14,7 +14,7 @@ from edge_agent.update.pacing import retry_after_s
 from edge_contract.errors import BundleRejected, EdgewardError, Reason, TransferFailed
 
 NEXT_STEP = "the device tries again by itself; check the network and the registry if this repeats"
-_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NO_ENTRY = frozenset({401, 403, 407})
 _BAD_RANGE = 416
 # One may be this disk's fault after a power cut, another a server's that changed meanwhile.
@@ -146,7 +146,7 @@ class Dialogue:
 
     def _refused(self, status: int, retry_after: str | None, have: int, now_s: float) -> EdgewardError:
         what = f"{self._url} answered {status}"
-        if status in _AGAIN:
+        if status in AGAIN:
             asked_s = retry_after_s(retry_after, now_s)
             return Later(Reason.REGISTRY_UNREACHABLE, what, NEXT_STEP, asked_s)
         if status == _BAD_RANGE and have:

@@ -18,6 +18,7 @@ from edge_agent.config import Config
 from edge_agent.layout import Layout
 from edge_agent.update.download import Downloader
 from edge_agent.update.floor import metadata_floor
+from edge_agent.update.http import Client
 from edge_agent.update.operators import FILE as OPERATORS_FILE
 from edge_agent.update.store import Store
 from edge_agent.update.trust import Target, Trust, source
@@ -52,16 +53,17 @@ class _Fetch:
         self._store = Store(self._layout)
         self._lock = files.lock(self._layout.staging / ".lock")
         self._reserve_bytes = config.update.disk_reserve_bytes
+        client = Client(config.registry)
         self._trust = Trust(
             self._layout.trust / "metadata",
-            source(config.registry),
+            source(config.registry, client),
             metadata_floor(self._layout),
             clock_s=time.time(),
         )
         self._resolved = False
         self._done_bytes = 0
         self._said_s = 0.0
-        self._downloader = Downloader(config.registry, self._layout.staging, self._progress)
+        self._downloader = Downloader(config.registry, self._layout.staging, self._progress, client=client)
 
     def operators(self) -> None:
         """Refresh, then cache who may sign desired states and commands."""

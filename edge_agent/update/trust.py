@@ -7,8 +7,7 @@ own checks stand a floor of versions and a time that survive the loss of its fil
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,37 +22,54 @@ from tuf.api.exceptions import (
     RepositoryError,
 )
 from tuf.api.metadata import Metadata, Root, Signed, Targets, Timestamp  # type: ignore[attr-defined]
+from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
-from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
-from urllib3.exceptions import HTTPError
 
 from edge_agent import files
 from edge_agent.config import Registry
-from edge_agent.update import levels
+from edge_agent.update import levels, metadata_fetch
 from edge_agent.update.floor import Floor
+from edge_agent.update.http import Client, HttpStatus
 from edge_agent.update.levels import Holders, MetadataFloor, Seen
 from edge_contract import wire
 from edge_contract.console import os_fault
 from edge_contract.errors import DeviceUnfit, EdgewardError, Reason, TransferFailed
 
-# tuf wraps what its fetcher raises at the start of a body, not in the middle of it: hence HTTPError.
-_FAULTS = (DownloadError, RepositoryError, HTTPError, OSError)
+_FAULTS = (DownloadError, RepositoryError, TransferFailed, OSError)
 _HISTORY = "root_history"  # python-tuf's folder of roots
 _LAST_S = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 T = TypeVar("T")
 
 
 class Source(NamedTuple):
-    """Where metadata is fetched, and the file with the root that it must follow from."""
+    """Where metadata is fetched, and how; the configuration names the root that it must follow from."""
 
+    registry: Registry
+    client: Client
     metadata_url: str
-    root: Path
-    timeout_s: float
 
 
-def source(registry: Registry) -> Source:
+def source(registry: Registry, client: Client) -> Source:
     """The source that a configuration names."""
-    return Source(f"{registry.url.rstrip('/')}/metadata/", Path(registry.root), registry.timeout_s)
+    return Source(registry, client, f"{client.base}/metadata/")
+
+
+class _Fetcher(FetcherInterface):
+    """python-tuf's way to the network is ours: its own uses the temporary folder and other proxies' rules."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        try:
+            return metadata_fetch.fetch(self._source.client, self._source.registry, url, max_length)
+        except HttpStatus as e:
+            raise DownloadHTTPError(e.what, e.status) from e
+        except metadata_fetch.TooLong as e:
+            raise DownloadLengthMismatchError(str(e)) from e
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        return self._source.client.stream(url)
 
 
 class Target(NamedTuple):
@@ -111,12 +127,13 @@ class Trust:
         return Target(length, hashes["sha256"])
 
     def _open(self) -> Updater:
-        pinned = _pinned_root(self._source.root)
+        path = Path(self._source.registry.root)
+        pinned = _pinned_root(path)
         try:
             updater = Updater(
                 metadata_dir=str(self._folder),
                 metadata_base_url=self._source.metadata_url,
-                fetcher=Urllib3Fetcher(socket_timeout=math.ceil(self._source.timeout_s)),
+                fetcher=_Fetcher(self._source),
                 bootstrap=pinned,
             )
         except OSError as e:
@@ -124,7 +141,7 @@ class Trust:
         except (RepositoryError, ValueError) as e:
             raise DeviceUnfit(
                 Reason.TRUST_FAILED,
-                f"the pinned root {self._source.root} is not a valid TUF root: {e}",
+                f"the pinned root {path} is not a valid TUF root: {e}",
                 "copy root.json of the registry to the device again",
             ) from e
         _set_time(updater, levels.now_s(self._clock_s, self._floor.value))
@@ -180,6 +197,8 @@ class Trust:
         url = self._source.metadata_url
         if isinstance(error, ExpiredMetadataError):
             return self._expired(str(error))
+        if isinstance(error, TransferFailed):
+            return error
         if isinstance(error, DownloadHTTPError):
             return TransferFailed(
                 Reason.REGISTRY_UNREACHABLE,
@@ -188,17 +207,11 @@ class Trust:
             )
         if isinstance(error, OSError):  # the network's are wrapped, so this is the disk's
             return os_fault(error)
-        if isinstance(error, RepositoryError | DownloadLengthMismatchError):
-            # Says nothing about any bundle, and may pass: a proxy's login page looks like this, too.
-            return TransferFailed(
-                Reason.TRUST_FAILED,
-                f"metadata of {url} is not signed as it must be: {error}",
-                "publish anew with the keys that the pinned root names; look for who altered it",
-            )
+        # Says nothing about any bundle, and may pass: a proxy's login page looks like this, too.
         return TransferFailed(
-            Reason.REGISTRY_UNREACHABLE,
-            f"registry {url} cannot be reached: {error}",
-            "check the network and the registry; the device tries again by itself",
+            Reason.TRUST_FAILED,
+            f"metadata of {url} is not signed as it must be: {error}",
+            "publish anew with the keys that the pinned root names; look for who altered it",
         )
 
     def _expired(self, what: str) -> TransferFailed:

@@ -26,6 +26,7 @@ from edge_agent import files
 from edge_agent.config import Registry
 from edge_agent.update.download import Downloader
 from edge_agent.update.floor import Floor
+from edge_agent.update.http import Client
 from edge_agent.update.levels import MetadataFloor
 from edge_agent.update.trust import Source, Trust
 from edge_contract.errors import BundleRejected, EdgewardError, Reason, TransferFailed
@@ -47,8 +48,9 @@ def main() -> int:
             shutil.copyfile(options.root, beside / "root.json")
             return 0
         floor = Floor((beside / "one.floor", beside / "two.floor"), MetadataFloor())
-        source = Source(f"{options.metadata_url.rstrip('/')}/", beside / "root.json", _TIMEOUT_S)
-        trust = Trust(metadata, source, floor, time.time())
+        registry = Registry(url=options.metadata_url, root=str(beside / "root.json"), timeout_s=_TIMEOUT_S)
+        client = Client(registry)
+        trust = Trust(metadata, Source(registry, client, f"{client.base}/"), floor, time.time())
         trust.refresh()
         if options.command == "download":
             base = Registry(url=options.target_base_url, timeout_s=_TIMEOUT_S, retries=1)

@@ -11,6 +11,7 @@ import pytest
 
 from edge_agent.config import Registry
 from edge_agent.update.floor import Floor
+from edge_agent.update.http import Client
 from edge_agent.update.levels import MetadataFloor
 from edge_agent.update.trust import Target, Trust, source
 from edge_contract.errors import (
@@ -60,8 +61,10 @@ def trust(server: FolderServer, registry: RegistryFolder, tmp_path: Path) -> Cal
     """A new client on the same device, as in each child."""
 
     def make() -> Trust:
-        config = Registry(url=server.url, root=str(registry.root), timeout_s=0.9)
-        return Trust(tmp_path / "device" / "metadata", source(config), floor(tmp_path), time.time())
+        config = Registry(url=server.url, root=str(registry.root), timeout_s=0.9, retries=1)
+        return Trust(
+            tmp_path / "device" / "metadata", source(config, Client(config)), floor(tmp_path), time.time()
+        )
 
     return make
 
@@ -215,5 +218,7 @@ def test_a_full_disk_is_a_fault_of_the_disk(
 ) -> None:
     with small_disk(tmp_path / "disk", 1 << 10) as disk, pytest.raises(StorageFault) as fault:
         config = Registry(url=server.url, root=str(registry.root))
-        Trust(disk.folder / "metadata", source(config), floor(tmp_path), time.time()).refresh()
+        Trust(
+            disk.folder / "metadata", source(config, Client(config)), floor(tmp_path), time.time()
+        ).refresh()
     assert fault.value.reason is disk.reason

@@ -10,6 +10,7 @@ import pytest
 
 from edge_agent.config import Registry
 from edge_agent.update.floor import Floor
+from edge_agent.update.http import Client
 from edge_agent.update.levels import MetadataFloor
 from edge_agent.update.trust import Trust, source
 from edge_contract.errors import EdgewardError, Reason, TransferFailed
@@ -29,14 +30,14 @@ class Box:
         self.metadata = folder / "trust" / "metadata"
         self.copies = (folder / "trust" / "metadata.floor", folder / "floor" / "metadata.floor")
         self.clock_s = time.time()
-        self._source = source(Registry(url=server.url, root=str(repository.root_path), timeout_s=2.0))
+        self._registry = Registry(url=server.url, root=str(repository.root_path), timeout_s=2.0, retries=1)
 
     @property
     def floor(self) -> Floor[MetadataFloor]:
         return Floor(self.copies, MetadataFloor())
 
     def refresh(self, *targets: str) -> Trust:
-        trust = Trust(self.metadata, self._source, self.floor, self.clock_s)
+        trust = Trust(self.metadata, source(self._registry, Client(self._registry)), self.floor, self.clock_s)
         trust.refresh()
         for name in targets:
             trust.target(name)

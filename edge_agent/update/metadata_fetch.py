@@ -1,0 +1,49 @@
+"""One metadata file over HTTP: bounded in bytes and in patience, in memory, by the device's own client.
+
+What is in it is not looked at here. A file is small, so it is not resumed but asked for again.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+from edge_agent.config import Registry
+from edge_agent.update.answers import AGAIN
+from edge_agent.update.http import Client, HttpStatus, shown
+from edge_agent.update.pacing import LowSpeed, backoff_s
+from edge_contract.errors import Reason, TransferFailed
+
+
+class TooLong(Exception):
+    """The other end sends more than the file may have."""
+
+
+def fetch(client: Client, registry: Registry, url: str, limit_bytes: int) -> bytes:
+    """The file's bytes. Raises TransferFailed, of it HttpStatus, and TooLong."""
+    failures = 0
+    while True:
+        try:
+            return _once(client, registry, url, limit_bytes)
+        except TransferFailed as e:
+            failures += 1
+            final = isinstance(e, HttpStatus) and e.status not in AGAIN
+            if final or e.reason is not Reason.REGISTRY_UNREACHABLE or failures >= registry.retries:
+                raise
+        time.sleep(random.uniform(0, backoff_s(failures)))  # noqa: S311 - full jitter
+
+
+def _once(client: Client, registry: Registry, url: str, limit_bytes: int) -> bytes:
+    speed = LowSpeed(float(registry.low_speed_bytes_per_s), registry.low_speed_s, time.monotonic())
+    data = bytearray()
+    for chunk in client.stream(url):
+        data += chunk
+        if len(data) > limit_bytes:
+            raise TooLong(f"{shown(url)} is longer than {limit_bytes} bytes")
+        if speed.too_slow(len(chunk), time.monotonic()):
+            raise TransferFailed(
+                Reason.REGISTRY_UNREACHABLE,
+                f"{shown(url)} comes too slowly: fewer than {registry.low_speed_bytes_per_s} bytes a second",
+                "check the network; lower [registry] low_speed_bytes_per_s for such a link",
+            )
+    return bytes(data)
