@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from edge_agent import facts, files, sdnotify
 from edge_agent.config import Config
 from edge_agent.inference import InferenceClient
@@ -22,6 +24,8 @@ from edge_agent.messaging.commands import Commands, Handler, text_argument
 from edge_agent.messaging.link import Link
 from edge_agent.messaging.mqtt import Message
 from edge_agent.messaging.outbox import Outbox
+from edge_agent.messaging.pace import ALERT, EVENT, TELEMETRY
+from edge_agent.messaging.throttle import Throttle
 from edge_agent.sensors import METRICS, Sensors
 from edge_agent.telemetry import Sampler
 from edge_agent.update.children import Child
@@ -41,9 +45,13 @@ log = logging.getLogger("edge_agent")
 
 _TICK_S = 0.1
 _LOOK_EVERY_MS = 1000
-_EVENT_TTL_S = 30 * 86400.0
-_TELEMETRY_TTL_S = 7 * 86400.0
-_EVENT_PRIORITY, _TELEMETRY_PRIORITY = 10, 1
+_EVENT_LIFE_S = 30 * 86400.0
+_TELEMETRY_LIFE_S = 7 * 86400.0
+# Everybody who may publish to this device can make it refuse something, so that is no alert.
+_NO_ALERTS = frozenset({"refused"})
+# A flood of messages must not keep the rest of the loop from its turn.
+_EVENTS_A_TURN = 200
+_SESSIONS_A_START = 1_000_000
 _BENCH_TIMEOUT_S = 300.0
 _LOCK_PATIENCE_S = 0.5
 # Signed by nobody we know yet: the keys may have been rotated, so such a message is looked at again.
@@ -55,6 +63,11 @@ def clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def monotonic_ms() -> int:
+    """For timers, which no step of the wall clock may stop."""
+    return time.monotonic_ns() // 1_000_000
+
+
 class App:
     """Complete once constructed; `run` returns after SIGTERM or SIGINT."""
 
@@ -62,37 +75,36 @@ class App:
         now_ms = clock_ms()
         self._config = config
         self._layout = Layout(config)
-        files.make_folder(self._layout.state)
         files.make_folder(self._layout.run)
         self._lock = _single_instance(self._layout)
         self._facts = facts.probe()
+        self._throttle = Throttle()
         self._outbox = Outbox(
             self._layout.outbox,
             max_bytes=config.telemetry.outbox_max_bytes,
-            resend_s=config.telemetry.resend_s,
-            now_ms=now_ms,
+            now_ms=monotonic_ms(),
+            stamp_ms=now_ms,
         )
-        if self._outbox.problem:
-            self._report(
-                wire.Event(now_ms, "storage", reason=Reason.STORAGE_FAULT, detail=self._outbox.problem)
-            )
         self._operators = OperatorKeys(config_path, self._layout)
         self._updater = Updater(config_path, config, self._report, now_ms)
         self._inference = InferenceClient(self._layout.control_socket)
         self._sampler = Sampler(Sensors(self._layout.state), self._inference, now_ms)
-        self._link = Link(config, self._outbox, _session_base(self._layout), self._birth, clock_ms)
+        session, problem = _session_base(self._layout)
+        if problem:
+            self._report(wire.Event(now_ms, "storage", reason=Reason.STORAGE_FAULT, detail=problem))
+        self._link = Link(config, self._outbox, session, self._birth, clock_ms, self._say)
         handlers: dict[str, Handler] = {
             "status": self._on_status,
             "rollback": self._on_rollback,
             "bench": self._on_bench,
             "clear-rejected": self._on_clear_rejected,
         }
-        self._commands = Commands(handlers, self._outbox, self._link.reply, self._link.topics.result)
+        self._commands = Commands(handlers, self._outbox, self._reply, self._link.topics.result)
         self._serving = False
         self._refused, self._refused_sha256 = "", ""
         self._held: Message | None = None
         self._next_look_ms = 0
-        self._next_sample_ms = now_ms + int(config.telemetry.interval_s * 1000)
+        self._next_sample_ms = monotonic_ms() + int(config.telemetry.interval_s * 1000)
         self._stop = False
 
     def run(self) -> None:
@@ -116,7 +128,7 @@ class App:
         self._updater.stop()
         self._operators.stop()
         self._link.stop()
-        self._outbox.close()
+        self._outbox.close(monotonic_ms())
 
     def _on_signal(self, number: int, frame: Any) -> None:  # noqa: ARG002 - the signature is Python's
         self._stop = True
@@ -127,14 +139,17 @@ class App:
             event = self._link.inbox.get(timeout=_TICK_S)
         except queue.Empty:
             return
-        while event is not None:
+        for _ in range(_EVENTS_A_TURN):
             self._route(event, clock_ms())
-            event = None if self._link.inbox.empty() else self._link.inbox.get()
+            if self._link.inbox.empty():
+                break
+            event = self._link.inbox.get()
+        self._link.store(monotonic_ms())
 
     def _route(self, event: Any, now_ms: int) -> None:
         try:
             if not isinstance(event, Message):
-                self._link.handle(event, now_ms)
+                self._link.handle(event, monotonic_ms())
             elif event.topic == self._link.topics.desired:
                 self._desired(event, now_ms)
             elif event.topic == self._link.topics.command:
@@ -162,6 +177,7 @@ class App:
                 # The disk may recover or be freed. The part keeps its old state, and the others go on:
                 # a full disk must not keep a bad version from being reverted.
                 log.error("%s", e)
+            self._link.store(monotonic_ms())
 
     def _refresh_keys(self, now_ms: int) -> None:
         if self._operators.tick(now_ms) and self._held is not None:
@@ -170,7 +186,10 @@ class App:
 
     def _speak(self, now_ms: int) -> None:
         self._link.say_state(self._state(now_ms))
-        self._link.tick(now_ms)
+        self._link.tick(monotonic_ms())
+
+    def _reply(self, topic: str, correlation: bytes, body: bytes) -> None:
+        self._link.reply(topic, correlation, body, monotonic_ms())
 
     def _desired(self, message: Message, now_ms: int) -> None:
         if not message.payload:
@@ -242,11 +261,11 @@ class App:
         self._refused, self._refused_sha256 = str(error), sha256
         return not same
 
-    def _look(self, now_ms: int) -> None:
+    def _look(self, now_ms: int) -> None:  # noqa: ARG002 - a part's signature
         """Does the inference process answer, and does it serve what the disk says?"""
-        if now_ms < self._next_look_ms:
+        if monotonic_ms() < self._next_look_ms:
             return
-        self._next_look_ms = now_ms + _LOOK_EVERY_MS
+        self._next_look_ms = monotonic_ms() + _LOOK_EVERY_MS
         try:
             loaded = self._inference.index()
             self._serving = True
@@ -256,18 +275,26 @@ class App:
         self._updater.notice(loaded, now_ms)
 
     def _sample(self, now_ms: int) -> None:
-        if now_ms < self._next_sample_ms:
+        if monotonic_ms() < self._next_sample_ms:
             return
-        self._next_sample_ms = now_ms + int(self._config.telemetry.interval_s * 1000)
+        self._next_sample_ms = monotonic_ms() + int(self._config.telemetry.interval_s * 1000)
         sample = self._sampler.sample(now_ms, serving=self._serving)
-        self._outbox.put("tel", sample, priority=_TELEMETRY_PRIORITY, now_ms=now_ms, ttl_s=_TELEMETRY_TTL_S)
+        self._outbox.put("tel", sample, priority=TELEMETRY, now_ms=monotonic_ms(), life_s=_TELEMETRY_LIFE_S)
 
     def _report(self, event: wire.Event) -> None:
         log.info("%s %s %s [%s] %s", event.kind, event.model, event.version, event.reason.value, event.detail)
-        try:
-            self._outbox.put("event", event, priority=_EVENT_PRIORITY, now_ms=event.at_ms, ttl_s=_EVENT_TTL_S)
-        except StorageFault as e:
-            log.error("an event could not be stored: %s", e)
+        dropped = self._throttle.admit(f"{event.kind} {event.model}", monotonic_ms())
+        if dropped is None:
+            return  # the log has it, and the next one of its kind says how many there were
+        if dropped:
+            detail = f"{event.detail} (and {dropped} more of this kind before it)".strip()
+            event = replace(event, detail=detail)
+        alert = event.reason is not Reason.OK and event.kind not in _NO_ALERTS
+        priority = ALERT if alert else EVENT
+        self._outbox.put("event", event, priority=priority, now_ms=monotonic_ms(), life_s=_EVENT_LIFE_S)
+
+    def _say(self, kind: str, reason: Reason, detail: str) -> None:
+        self._report(wire.Event(clock_ms(), kind, reason=reason, detail=detail))
 
     def _birth(self, session: int, now_ms: int) -> wire.Birth:
         return wire.Birth(1, session, self._facts, list(METRICS), now_ms)
@@ -325,26 +352,42 @@ class BenchWork:
 
 def _single_instance(layout: Layout) -> int:
     deadline_s = time.monotonic() + _LOCK_PATIENCE_S
-    while (lock := files.try_lock(layout.control_lock)) is None and time.monotonic() < deadline_s:
+    try:
+        files.make_folder(layout.state)
+        path, lock = layout.control_lock, files.try_lock(layout.control_lock)
+    except StorageFault as e:  # a disk that takes no new file must not keep the device silent
+        log.error("%s; the lock is taken in run_dir instead", e.what)
+        path = layout.run / layout.control_lock.name
+        lock = files.try_lock(path)
+    while lock is None and time.monotonic() < deadline_s:
         time.sleep(0.02)  # `edge-agent status` tries the lock for an instant
+        lock = files.try_lock(path)
     if lock is None:
         raise DeviceUnfit(
             Reason.NOT_ALLOWED,
-            f"another control process holds {layout.control_lock}",
+            f"another control process holds {path}",
             "stop it first, or give this one its own run_dir and state_dir",
         )
     return lock
 
 
-def _session_base(layout: Layout) -> int:
-    """Session numbers grow with every start and every connection, so that a late will is told apart."""
-    data = files.read(layout.session)
+def _session_base(layout: Layout) -> tuple[int, str]:
+    """Session numbers grow with every start and every connection, so that a late will is told apart.
+
+    Also says what is wrong with the disk. If it cannot be written, the seconds since the boot keep this
+    start's numbers above those of the start before.
+    """
     try:
+        data = files.read(layout.session)
         starts = int(json.loads(data)["starts"]) if data else 0
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, StorageFault):
         starts = clock_ms() // 1000  # damaged: any number above all earlier ones will do
-    files.write(layout.session, canonical.to_bytes({"starts": starts + 1}))
-    return (starts + 1) * 1_000_000
+    base = (starts + 1) * _SESSIONS_A_START
+    try:
+        files.write(layout.session, canonical.to_bytes({"starts": starts + 1}))
+    except StorageFault as e:
+        return base + monotonic_ms() // 1000 % _SESSIONS_A_START, e.what
+    return base, ""
 
 
 def run(config_path: Path, config: Config) -> None:

@@ -91,6 +91,7 @@ class Telemetry(Struct, frozen=True, forbid_unknown_fields=True):
     interval_s: Seconds = 10.0
     outbox_max_bytes: Bytes = 8 << 20
     resend_s: Seconds = 30.0
+    backlog_rows_per_s: Positive = 20.0
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):

@@ -44,6 +44,8 @@ class Reason(StrEnum):
     REGISTRY_UNREACHABLE = "registry_unreachable"
     BLOB_MISSING = "blob_missing"
     BROKER_UNREACHABLE = "broker_unreachable"
+    DUPLICATE_DEVICE = "duplicate_device"
+    LINK_STALLED = "link_stalled"
     DISK_FULL = "disk_full"
     STORAGE_FAULT = "storage_fault"
     # the device

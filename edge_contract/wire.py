@@ -172,29 +172,49 @@ class Result(_Message, frozen=True):
     data: dict[str, Any] = {}
 
 
-class Record(_Message, frozen=True):
-    """One row of the device's outbox. `lost` counts rows of this stream evicted so far in this epoch."""
+StreamName = Literal["tel", "event"]
+# First and last row of a range without holes.
+Range = tuple[Ordinal, Ordinal]
+
+
+class Gone(_Message, frozen=True):
+    """A tombstone: these rows left the device's outbox unacknowledged, and will not come (again)."""
+
+    stream: StreamName
+    epoch: Identifier
+    first: Ordinal
+    last: Ordinal
+
+
+class Record(_Message, frozen=True, omit_defaults=True):
+    """One row of the device's outbox. `lost` counts rows of this stream evicted so far in this epoch.
+
+    `gone` names lost rows of any stream and epoch, until the controller has acknowledged that it knows.
+    """
 
     schema: Literal[1]
-    stream: Literal["tel", "event"]
+    stream: StreamName
     epoch: Identifier
     seq: Ordinal
     lost: Count
     payload: dict[str, Any]
+    gone: Annotated[list[Gone], Meta(max_length=32)] = []
 
 
-class Ack(_Message, frozen=True):
-    """The controller has committed every row of the stream's epoch up to `seq`.
+class Ack(_Message, frozen=True, omit_defaults=True):
+    """The controller has committed every row of the stream's epoch up to `seq`, and those in `have`.
 
-    With `resend` it has seen later rows but misses some before them: the device sends what it still has,
-    now instead of when its own timer says so. A controller that has just started asks in this way.
+    Rows come newest first after an outage, so `have` names what is stored beyond the first gap.
+    With `resend` the controller misses rows and saw none of them coming: the device sends what it still
+    has, now instead of when its own timer says so. A controller that has just started asks in this way.
     """
 
     schema: Literal[1]
-    stream: Literal["tel", "event"]
+    stream: StreamName
     epoch: Identifier
     seq: Count
     resend: bool = False
+    have: Annotated[list[Range], Meta(max_length=64)] = []
 
 
 class VersionTelemetry(_Message, frozen=True):

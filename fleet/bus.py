@@ -29,6 +29,9 @@ _TIMEOUT_S = 10.0
 _KEEPALIVE_S = 30
 _QUIET_S = 0.7
 _FIRST_FAILURE = 0x80
+_ANSWERS_KEPT = 4096
+# A device sends again what was not acknowledged, so a controller that is overrun may drop.
+_INBOX_FULL = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,13 @@ class Bus:
             properties.CorrelationData = correlation
         info = self._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
         self._check(self._await_codes(info.mid, f"publish to {topic}"), f"publishing to {topic}")
+
+    def post(self, topic: str, payload: bytes, *, expiry_s: int) -> None:
+        """Publish at QoS 1 without waiting for anything; it is lost while there is no connection."""
+        properties = Properties(PacketTypes.PUBLISH)
+        properties.MessageExpiryInterval = expiry_s
+        if self._client.is_connected():
+            self._client.publish(topic, payload, qos=1, properties=properties)
 
     def next(self, timeout_s: float) -> Message | None:
         """The next message, or None when there was none in time."""
@@ -263,6 +273,8 @@ class Bus:
             client.disconnect()
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        if self._inbox.qsize() >= _INBOX_FULL:
+            return
         correlation = getattr(message.properties, "CorrelationData", None)
         self._inbox.put(Message(message.topic, bytes(message.payload), message.retain, correlation))
 
@@ -279,6 +291,8 @@ class Bus:
     def _settle(self, mid: int, codes: list[ReasonCode]) -> None:
         with self._lock:
             self._codes[mid] = codes
+            if len(self._codes) > _ANSWERS_KEPT:  # to what was posted, which nobody waits for
+                self._codes.pop(next(iter(self._codes)))
             self._answered.set()
 
 

@@ -153,7 +153,7 @@ def devices(wait_s: float, address: Address, tenant: str, as_json: bool) -> None
     type=click.FloatRange(1),
     default=_GAP_AFTER_S,
     show_default=True,
-    help="Wait so long for a missing row before it is given up and reported.",
+    help="Wait so long for a missing row before it is reported.",
 )
 @options.broker
 @json_option

@@ -10,43 +10,46 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from edge_contract import canonical, wire
 from edge_contract.errors import InputRejected, Reason, StorageFault
-from fleet.watermark import Gap, Mark, Row, advance
+from fleet import watermark
+from fleet.watermark import Gap, Run
 
-_VERSION = 1
-_SCHEMA = """
+_VERSION = 2
+_KEY = "tenant TEXT NOT NULL, device TEXT NOT NULL, stream TEXT NOT NULL, epoch TEXT NOT NULL"
+_SCHEMA = f"""
 CREATE TABLE records (
-    tenant TEXT NOT NULL, device TEXT NOT NULL, stream TEXT NOT NULL, epoch TEXT NOT NULL,
-    seq INTEGER NOT NULL, lost INTEGER NOT NULL, received_ms INTEGER NOT NULL, payload TEXT NOT NULL,
+    {_KEY}, seq INTEGER NOT NULL, lost INTEGER NOT NULL, received_ms INTEGER NOT NULL, payload TEXT NOT NULL,
     PRIMARY KEY (tenant, device, stream, epoch, seq)
 ) WITHOUT ROWID;
 CREATE TABLE marks (
-    tenant TEXT NOT NULL, device TEXT NOT NULL, stream TEXT NOT NULL, epoch TEXT NOT NULL,
-    seq INTEGER NOT NULL, missing INTEGER NOT NULL, lost INTEGER NOT NULL,
+    {_KEY}, seq INTEGER NOT NULL,
     PRIMARY KEY (tenant, device, stream, epoch)
 ) WITHOUT ROWID;
+CREATE TABLE runs (
+    {_KEY}, first INTEGER NOT NULL, last INTEGER NOT NULL, since_ms INTEGER NOT NULL, told INTEGER NOT NULL,
+    PRIMARY KEY (tenant, device, stream, epoch, first)
+) WITHOUT ROWID;
+CREATE INDEX untold ON runs (since_ms) WHERE told = 0;
+CREATE TABLE gone (
+    {_KEY}, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    PRIMARY KEY (tenant, device, stream, epoch, first)
+) WITHOUT ROWID;
 CREATE TABLE gaps (
-    tenant TEXT NOT NULL, device TEXT NOT NULL, stream TEXT NOT NULL, epoch TEXT NOT NULL,
-    first INTEGER NOT NULL, last INTEGER NOT NULL, explained INTEGER NOT NULL, at_ms INTEGER NOT NULL
+    {_KEY}, first INTEGER NOT NULL, last INTEGER NOT NULL, explained INTEGER NOT NULL, at_ms INTEGER NOT NULL
 );
 """
+_MINE = "tenant = ? AND device = ? AND stream = ? AND epoch = ?"
 _ADD_RECORD = "INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_ADD_MARK = """
-INSERT INTO marks VALUES (?, ?, ?, ?, 0, 0, ?) ON CONFLICT DO UPDATE SET lost = max(lost, excluded.lost)"""
+_ADD_MARK = "INSERT OR IGNORE INTO marks VALUES (?, ?, ?, ?, 0)"
+_ADD_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_ADD_GONE = """
+INSERT INTO gone VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET last = max(last, excluded.last)"""
 _ADD_GAP = "INSERT INTO gaps VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_GET_MARK = """
-SELECT seq, missing, lost FROM marks WHERE tenant = ? AND device = ? AND stream = ? AND epoch = ?"""
-_SET_MARK = """
-UPDATE marks SET seq = ?, missing = ? WHERE tenant = ? AND device = ? AND stream = ? AND epoch = ?"""
-_ROWS_ABOVE = """
-SELECT seq, received_ms FROM records
-WHERE tenant = ? AND device = ? AND stream = ? AND epoch = ? AND seq > ? ORDER BY seq"""
-_WAITING = """
-SELECT DISTINCT m.tenant, m.device, m.stream, m.epoch FROM marks m
-JOIN records r USING (tenant, device, stream, epoch) WHERE r.seq > m.seq"""
+# What one acknowledgement names beyond the first gap.
+_RUNS_TOLD = 64
 
 
 class Stream(NamedTuple):
@@ -54,21 +57,22 @@ class Stream(NamedTuple):
 
     tenant: str
     device: str
-    stream: Literal["tel", "event"]
+    stream: wire.StreamName
     epoch: str
 
 
 class Progress(NamedTuple):
-    """How far a stream is acknowledged now (0: not at all), and the gaps given up on the way.
+    """How far a stream is acknowledged now (0: not at all), and the gaps to report.
 
-    `behind`: later rows are stored here, but some before them have not come yet.
+    `have`: runs of rows that are stored beyond the first open gap; `missing`: rows that are not here
+    between them, and of which the device has not said that they are gone.
     """
 
     stream: Stream
     seq: int
-    moved: bool
     gaps: list[Gap]
-    behind: bool = False
+    have: list[tuple[int, int]]
+    missing: int
 
 
 class Inventory:
@@ -94,41 +98,64 @@ class Inventory:
     ) -> None:
         self._db.close()
 
-    def store(self, records: Sequence[tuple[str, str, wire.Record]], now_ms: int) -> list[bool]:
-        """Store (tenant, device, record) in one transaction; True for each that was not here yet."""
-        with self._translated(), self._transaction():
-            return [self._insert(tenant, device, record, now_ms) for tenant, device, record in records]
+    def take(
+        self, records: Sequence[tuple[str, str, wire.Record]], now_ms: int
+    ) -> tuple[list[bool], list[Progress]]:
+        """Store (tenant, device, record) in one transaction; True for each that was not here yet.
 
-    def settle(self, streams: set[Stream], now_ms: int) -> list[Progress]:
-        """Move the marks of `streams`, and of those that wait for a gap, as far as they may go.
-
-        Returned are all of `streams`, and of the others those that moved.
+        Also returned is how far every stream now is that a record belongs to or names the lost rows of,
+        and those of which a gap has been open for too long.
         """
         with self._translated(), self._transaction():
-            settled = [self._settle(stream, now_ms) for stream in sorted(streams | self._waiting())]
-        return [p for p in settled if p.stream in streams or p.moved]
+            new = [self._insert(tenant, device, record, now_ms) for tenant, device, record in records]
+            fresh: dict[Stream, list[int]] = {}
+            for (tenant, device, r), is_new in zip(records, new, strict=True):
+                seqs = fresh.setdefault(Stream(tenant, device, r.stream, r.epoch), [])
+                seqs += [r.seq] if is_new else []
+                for gone in r.gone:
+                    stream = Stream(tenant, device, gone.stream, gone.epoch)
+                    fresh.setdefault(stream, [])
+                    self._db.execute(_ADD_GONE, (*stream, gone.first, gone.last))
+            for stream in self._impatient(now_ms):
+                fresh.setdefault(stream, [])
+            return new, [self._settle(stream, seqs, now_ms) for stream, seqs in sorted(fresh.items())]
 
     def _insert(self, tenant: str, device: str, record: wire.Record, now_ms: int) -> bool:
-        key = (tenant, device, record.stream, record.epoch)
         payload = canonical.to_bytes(record.payload).decode()
+        key = (tenant, device, record.stream, record.epoch)
         row = (*key, record.seq, record.lost, now_ms, payload)
-        is_new = self._db.execute(_ADD_RECORD, row).rowcount == 1
-        self._db.execute(_ADD_MARK, (*key, record.lost))
-        return is_new
+        return self._db.execute(_ADD_RECORD, row).rowcount == 1
 
-    def _settle(self, stream: Stream, now_ms: int) -> Progress:
-        seq, missing, lost = self._db.execute(_GET_MARK, stream).fetchone()
-        rows = [Row(*row) for row in self._db.execute(_ROWS_ABOVE, (*stream, seq))]
-        before = Mark(seq, missing)
-        mark, gaps = advance(before, rows, lost=lost, now_ms=now_ms, patience_ms=self._patience_ms)
-        self._db.execute(_SET_MARK, (*mark, *stream))
-        self._db.executemany(_ADD_GAP, [(*stream, *gap, now_ms) for gap in gaps])
-        behind = bool(rows) and rows[-1].seq > mark.seq
-        return Progress(stream, mark.seq, mark != before, gaps, behind)
+    def _settle(self, stream: Stream, seqs: Sequence[int], now_ms: int) -> Progress:
+        self._db.execute(_ADD_MARK, stream)
+        (seq,) = self._db.execute(f"SELECT seq FROM marks WHERE {_MINE}", stream).fetchone()  # noqa: S608
+        before = [
+            Run(first, last, since_ms, bool(told))
+            for first, last, since_ms, told in self._db.execute(
+                f"SELECT first, last, since_ms, told FROM runs WHERE {_MINE} ORDER BY first",  # noqa: S608
+                stream,
+            )
+        ]
+        gone = self._db.execute(
+            f"SELECT first, last FROM gone WHERE {_MINE}",  # noqa: S608
+            stream,
+        ).fetchall()
+        runs = watermark.add(before, (s for s in seqs if s > seq), now_ms)
+        moved = watermark.advance(seq, runs, gone, now_ms=now_ms, patience_ms=self._patience_ms)
+        if moved.seq != seq:
+            self._db.execute(f"UPDATE marks SET seq = ? WHERE {_MINE}", (moved.seq, *stream))  # noqa: S608
+            self._db.execute(f"DELETE FROM gone WHERE {_MINE} AND last <= ?", (*stream, moved.seq))  # noqa: S608
+        if moved.runs != before:
+            self._db.execute(f"DELETE FROM runs WHERE {_MINE}", stream)  # noqa: S608
+            self._db.executemany(_ADD_RUN, [(*stream, *run) for run in moved.runs])
+        self._db.executemany(_ADD_GAP, [(*stream, *gap, now_ms) for gap in moved.gaps])
+        have = [(run.first, run.last) for run in moved.runs[:_RUNS_TOLD]]
+        return Progress(stream, moved.seq, moved.gaps, have, watermark.missing(moved.seq, moved.runs, gone))
 
-    def _waiting(self) -> set[Stream]:
-        """Streams with rows above their mark."""
-        return {Stream(*row) for row in self._db.execute(_WAITING)}
+    def _impatient(self, now_ms: int) -> set[Stream]:
+        """Streams with a gap that has been open for too long, and was not reported."""
+        query = "SELECT tenant, device, stream, epoch FROM runs WHERE told = 0 AND since_ms <= ?"
+        return {Stream(*row) for row in self._db.execute(query, (now_ms - self._patience_ms,))}
 
     def _prepare(self) -> None:
         with self._transaction():

@@ -23,8 +23,8 @@ def to_line(item: Item, now_ms: int) -> str:
     if isinstance(item, Unreadable):
         return clean(f"{at(now_ms)} {item.device} sent something unreadable: {item.problem}")
     return "\n".join(
-        f"{at(now_ms)} {item.stream.device} {item.stream.stream} rows {gap.first} to {gap.last} are lost"
-        f" ({'evicted on the device' if gap.explained else 'unexplained'})"
+        f"{at(now_ms)} {item.stream.device} {item.stream.stream} rows {gap.first} to {gap.last} "
+        f"{'are lost: the device had no room for them' if gap.explained else 'have not come (unexplained)'}"
         for gap in item.gaps
     )
 

@@ -19,6 +19,8 @@ from fleet.roster import is_stale
 _TICK_S = 0.5
 _BATCH = 256
 _ASK_EVERY_S = 10.0
+# A device that comes back later sends its rows again anyway.
+_ACK_LIFE_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Watcher:
         self._inventory = inventory
         self._topics = wire.Topics(tenant, device or "+")
         self._sessions: dict[str, int] = {}
-        self._asked: dict[Stream, float] = {}
+        self._asked: dict[Stream, tuple[float, int]] = {}
 
     def run(self, limits: Limits, stop: Stop, show: Callable[[Item], None]) -> None:
         """Until a limit is reached or `stop` is set. Raises TransferFailed, StorageFault."""
@@ -104,11 +106,8 @@ class Watcher:
         yield from self._record(rows)
 
     def _record(self, rows: list[tuple[str, str, wire.Record]]) -> Iterator[Item]:
-        now_ms = time.time_ns() // 1_000_000
-        new = self._inventory.store(rows, now_ms) if rows else []
-        # Streams that brought only known rows too: their acknowledgement may have been lost.
-        touched = {Stream(tenant, device, r.stream, r.epoch) for tenant, device, r in rows}
-        settled = self._inventory.settle(touched, now_ms)
+        # Streams that brought only known rows settle too: their acknowledgement may have been lost.
+        new, settled = self._inventory.take(rows, time.time_ns() // 1_000_000)
         for progress in settled:
             self._acknowledge(progress)
         for (_, device, record), is_new in zip(rows, new, strict=True):
@@ -118,18 +117,22 @@ class Watcher:
 
     def _acknowledge(self, progress: Progress) -> None:
         tenant, device, stream, epoch = progress.stream
-        resend = progress.behind and self._may_ask(progress.stream)
-        if progress.seq or resend:
-            ack = wire.Ack(schema=1, stream=stream, epoch=epoch, seq=progress.seq, resend=resend)
-            self._bus.publish(wire.Topics(tenant, device).ack, canonical.to_bytes(ack))
+        resend = self._may_ask(progress)
+        if progress.seq or progress.have or resend:
+            ack = wire.Ack(1, stream, epoch, progress.seq, resend, progress.have)
+            self._bus.post(wire.Topics(tenant, device).ack, canonical.to_bytes(ack), expiry_s=_ACK_LIFE_S)
 
-    def _may_ask(self, stream: Stream) -> bool:
-        """Ask a device for what is missing, but give it time to answer before asking again."""
-        now_s = time.monotonic()
-        if now_s - self._asked.get(stream, -_ASK_EVERY_S) < _ASK_EVERY_S:
+    def _may_ask(self, progress: Progress) -> bool:
+        """Ask a device for what is missing: at once, and again when none of it has come for a while."""
+        if not progress.missing:
+            self._asked.pop(progress.stream, None)
             return False
-        self._asked[stream] = now_s
-        return True
+        now_s = time.monotonic()
+        asked_s, missing = self._asked.get(progress.stream, (-_ASK_EVERY_S, progress.missing))
+        if now_s - asked_s < _ASK_EVERY_S:
+            return False
+        self._asked[progress.stream] = (now_s, progress.missing)
+        return progress.missing >= missing
 
     def _turned(self, device: str, presence: wire.Presence) -> Iterator[Turned]:
         newest = self._sessions.get(device, 0)

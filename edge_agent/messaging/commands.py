@@ -65,27 +65,27 @@ class Commands:
                 data = item.work.poll()
             except EdgewardError as e:
                 self._open.remove(item)
-                self._finish(item.message, _failure(item.command.id, e, now_ms), now_ms)
+                self._finish(item.message, _failure(item.command.id, e, now_ms))
                 continue
             if data is not None:
                 self._open.remove(item)
-                self._finish(item.message, _success(item.command.id, data, now_ms), now_ms)
+                self._finish(item.message, _success(item.command.id, data, now_ms))
 
     def _dispatch(self, message: Message, command: wire.Command, now_ms: int) -> None:
         try:
             outcome = self._handlers[command.name](command)
         except EdgewardError as e:
-            self._finish(message, _failure(command.id, e, now_ms), now_ms)
+            self._finish(message, _failure(command.id, e, now_ms))
             return
         if isinstance(outcome, dict):
-            self._finish(message, _success(command.id, outcome, now_ms), now_ms)
+            self._finish(message, _success(command.id, outcome, now_ms))
         else:
             self._open.append(_Open(message, command, outcome))
 
-    def _finish(self, message: Message, result: wire.Result, now_ms: int) -> None:
+    def _finish(self, message: Message, result: wire.Result) -> None:
         body = canonical.to_bytes(result)
         try:
-            self._outbox.keep_result(result.id, body, now_ms)
+            self._outbox.keep_result(result.id, body)
         except StorageFault as e:
             log.error("the result of command %s cannot be kept: %s", result.id, e)
         self._answer(message, body)

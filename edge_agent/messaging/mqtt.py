@@ -1,18 +1,22 @@
 """The MQTT 5 client: paho behind a queue. The agent's only file that imports paho.
 
-paho's own thread is not used: this one reconnects with full jitter and takes a new session number each
-time. Everything that happens arrives as a value in `inbox`; nothing is decided here.
+Every connection has a paho client of its own, made for it and dropped with it: so nothing of an earlier
+session is sent again behind the outbox's back, certificates are read anew, and a client that makes no
+progress can be given up. Everything that happens arrives as a value in `inbox`; nothing is decided here.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import random
-import ssl
+import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,25 +28,38 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.config import Broker
+from edge_agent.messaging import tls
 from edge_contract.errors import InputRejected, Reason
 
 log = logging.getLogger("edge_agent.mqtt")
 
 _FIRST_PAUSE_S = 0.5
 _LOOP_S = 1.0
-_NO_SUBSCRIBERS = 0x10
+_CONNECT_S = 10.0
+# A step of the thread may take so long beyond what it was meant to: names and handshakes can hang.
+_GRACE_S = 60.0
+# Threads that were given up and still hang somewhere; more would only add to the trouble.
+_MAX_LOST_THREADS = 3
+_SESSION_TAKEN_OVER = 0x8E
+_FIRST_FAILURE = 0x80
+# What the broker may send before it is answered, and the largest packet: a bound on memory.
+_RECEIVE_MAXIMUM, _MAXIMUM_PACKET_BYTES = 20, 1 << 20
+# A flood waits at the broker instead of in this process.
+_INBOX_FULL, _INBOX_PATIENCE_S = 500, 5.0
 
 
 class Connected(NamedTuple):
     """A session began; `session` is the number its will carries."""
 
     session: int
+    resumed: bool = False
 
 
 class Disconnected(NamedTuple):
-    """The session ended, or could not begin."""
+    """The session ended, or could not begin. `taken_over`: somebody else uses this device's id."""
 
     detail: str
+    taken_over: bool = False
 
 
 class Message(NamedTuple):
@@ -55,13 +72,21 @@ class Message(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """The broker's answer to a publication: whether somebody may get it."""
+    """The broker's answer to a publication: an MQTT 5 reason code."""
 
+    session: int
     mid: int
-    ok: bool
+    code: int
 
 
-Incoming = Connected | Disconnected | Message | Taken
+class Notice(NamedTuple):
+    """Something that operators should know of the connection."""
+
+    reason: Reason
+    detail: str
+
+
+Incoming = Connected | Disconnected | Message | Taken | Notice
 
 
 class Will(NamedTuple):
@@ -72,7 +97,10 @@ class Will(NamedTuple):
 
 
 class MqttClient:
-    """One connection, kept alive by one thread. `publish` may be called from the control loop's thread."""
+    """One connection, kept alive by one thread at a time. Used by the control loop's thread.
+
+    Invariant: only the present line's thread puts values into `inbox`; one that was given up is mute.
+    """
 
     def __init__(
         self,
@@ -83,122 +111,244 @@ class MqttClient:
         first_session: int,
         inbox: queue.SimpleQueue[Any],
     ) -> None:
-        self._config = config
-        self._will = will
-        self._subscriptions = subscriptions
-        self._session = first_session
-        self._inbox = inbox
-        self._stopping = threading.Event()
-        self._welcome = False
-        self._client = self._make(client_id)
-        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+        """Raises InputRejected when files cannot be used or are another device's."""
+        if config.tls_ca:
+            tls.context(config)
+            tls.check_identity(config, client_id)
+        _password(config)
+        sessions = itertools.count(first_session + 1)
+        self._new_line = partial(_Line, config, client_id, will, subscriptions, sessions, inbox)
+        self._line = self._new_line()
+        self._lost: list[_Line] = []
+        self.rebuilt = 0
 
     def start(self) -> None:
         """Connect, now and whenever the connection is lost."""
-        self._thread.start()
+        self._line.start()
 
     @property
     def alive(self) -> bool:
         """Whether the thread still runs; after `start` it ends by itself only through a mistake in here."""
-        return self._thread.is_alive()
+        return self._line.is_alive()
+
+    def stuck(self) -> str:
+        """What the thread has been doing for too long; empty when it gets on."""
+        line = self._line
+        return line.doing if line.is_alive() and time.monotonic() > line.due_s else ""
+
+    def rebuild(self) -> bool:
+        """Give the thread and its client up and begin anew, unless too many hang already."""
+        self._lost = [line for line in self._lost if line.is_alive()]
+        if len(self._lost) >= _MAX_LOST_THREADS:
+            return False
+        self._line.give_up()
+        self._lost.append(self._line)
+        self._line = self._new_line()
+        self._line.start()
+        self.rebuilt += 1
+        return True
 
     def stop(self, farewell: tuple[str, bytes] | None = None) -> None:
         """Say farewell (retained), disconnect cleanly and end the thread."""
-        if farewell is not None and self._client.is_connected():
-            with suppress(RuntimeError):  # the connection was lost just now: the will speaks instead
-                self.publish(*farewell, retain=True).wait_for_publish(timeout=2.0)
-        self._client.disconnect()
-        self._stopping.set()
-        self._thread.join(timeout=5.0)
+        self._line.stop(farewell)
 
-    def publish(
-        self, topic: str, payload: bytes, *, retain: bool = False, correlation: bytes = b""
-    ) -> paho.MQTTMessageInfo:
-        """Hand one QoS 1 message to the client; the broker's answer arrives as Taken."""
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, correlation: bytes = b"") -> int:
+        """Hand one QoS 1 message to the client; the broker's answer arrives as Taken with this number.
+
+        Without a connection the message is lost: whoever must not lose it waits for Taken.
+        """
         properties = None
         if correlation:
             properties = Properties(PacketTypes.PUBLISH)
             properties.CorrelationData = correlation
-        return self._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
+        info = self._line.client.publish(topic, payload, qos=1, retain=retain, properties=properties)
+        return int(info.mid)
 
-    def _make(self, client_id: str) -> paho.Client:
-        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5)
+    def subscribe(self, topics: list[str]) -> None:
+        """Ask for the retained messages of these topics once more."""
+        self._line.subscribe(topics)
+
+
+class _Line(threading.Thread):
+    """A thread that connects, converses and connects again, until it is stopped or given up."""
+
+    def __init__(
+        self,
+        config: Broker,
+        client_id: str,
+        will: Will,
+        subscriptions: list[str],
+        sessions: Iterator[int],
+        inbox: queue.SimpleQueue[Any],
+    ) -> None:
+        super().__init__(name="mqtt", daemon=True)
+        self._config = config
+        self._client_id = client_id
+        self._will = will
+        self._subscriptions = subscriptions
+        self._sessions = sessions
+        self._inbox = inbox
+        self._stopping = threading.Event()
+        self._given_up = False
+        self._welcome = self._taken_over = False
+        self._session = 0
+        self._context: tls.Context | None = None
+        self._stamp: tls.Stamp = ()
+        self.client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+        self.doing, self.due_s = "starting", time.monotonic() + _GRACE_S
+
+    def run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            self._welcome = self._taken_over = False
+            self._begin("connecting", 3 * _CONNECT_S)
+            detail = self._connect()
+            renewed = self._converse() if not detail else False
+            if detail:
+                self._tell(Disconnected(detail))
+            if renewed:
+                failures = 0
+                continue  # with the new certificate, at once: nothing has failed
+            # A broker that takes the connection and ends it (bad password, overload) is a failure too,
+            # and one that restarts must not get its whole fleet back at the same moment. Two devices
+            # with one id throw each other out: they must not do so in a hurry.
+            failures = 0 if self._welcome and not self._taken_over else failures
+            cap_s = min(self._config.reconnect_max_s, _FIRST_PAUSE_S * 2**failures)
+            failures = min(failures + 1, 16)
+            pause_s = random.uniform(_FIRST_PAUSE_S / 10, cap_s)  # noqa: S311 - full jitter
+            self._begin("waiting before the next attempt", pause_s)
+            self._stopping.wait(pause_s)
+
+    def stop(self, farewell: tuple[str, bytes] | None) -> None:
+        """Called from another thread."""
+        if farewell is not None and self.client.is_connected():
+            with suppress(RuntimeError, ValueError):  # lost just now: the will speaks instead
+                self.client.publish(*farewell, qos=1, retain=True).wait_for_publish(timeout=2.0)
+        self.client.disconnect()
+        self._stopping.set()
+        self.join(timeout=5.0)
+
+    def give_up(self) -> None:
+        """Called from another thread: be mute from now on and end as soon as what hangs comes back."""
+        self._given_up = True
+        self._stopping.set()
+        line = self.client.socket()
+        if isinstance(line, socket.socket):
+            with suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+
+    def subscribe(self, topics: list[str]) -> None:
+        """QoS 1; the retained messages come again."""
+        self.client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in topics])
+
+    def _begin(self, doing: str, takes_s: float) -> None:
+        self.doing, self.due_s = doing, time.monotonic() + takes_s + _GRACE_S
+
+    def _tell(self, event: Incoming) -> None:
+        if not self._given_up:
+            self._inbox.put(event)
+
+    def _converse(self) -> bool:
+        """Run the session until it is lost; when stopping, until the last packet is out.
+
+        True when it was ended in order, because there are new certificates.
+        """
+        renewing = False
+        while self.client.loop(_LOOP_S) == paho.MQTT_ERR_SUCCESS:
+            self._begin("waiting for the broker", _LOOP_S)
+            if self._stopping.is_set() and not self.client.want_write():
+                break
+            if self._welcome and not renewing and self._is_renewed():
+                renewing = True
+                self.client.disconnect()
+        self._close()
+        return renewing
+
+    def _close(self) -> None:
+        """paho keeps the socket when a thread was told to stop before it was connected."""
+        line = self.client.socket()
+        if line is not None:
+            line.close()
+
+    def _connect(self) -> str:
+        """Begin a session; returns what went wrong, or nothing."""
+        self._session = next(self._sessions)
+        try:
+            self.client = self._make()
+            properties = Properties(PacketTypes.CONNECT)
+            properties.SessionExpiryInterval = self._config.session_expiry_s
+            properties.ReceiveMaximum = _RECEIVE_MAXIMUM
+            properties.MaximumPacketSize = _MAXIMUM_PACKET_BYTES
+            host, port, keepalive_s = self._config.host, self._config.port, self._config.keepalive_s
+            self.client.connect(host, port, keepalive_s, clean_start=False, properties=properties)
+        except (OSError, ValueError) as e:
+            return f"{self._config.host}:{self._config.port}: {tls.explain(e)}"
+        except InputRejected as e:  # a file that was good at the start
+            return e.what
+        return ""
+
+    def _make(self) -> paho.Client:
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=paho.MQTTv5)
+        client.connect_timeout = _CONNECT_S
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
         # With this callback paho leaves all writing to the thread that runs the loop. Without it, publish()
         # writes from the caller's thread as well, and two half-written packets may interleave.
         client.on_socket_register_write = _leave_to_the_loop
         config = self._config
         if config.username:
-            client.username_pw_set(config.username, _password(config.password_file))
+            client.username_pw_set(config.username, _password(config))
         if config.tls_ca:
-            _set_tls(client, config)
+            self._stamp = tls.stamp(config)
+            self._context = tls.context(config)
+            client.tls_set_context(self._context)
+        properties = Properties(PacketTypes.WILLMESSAGE)
+        properties.WillDelayInterval = config.will_delay_s
+        client.will_set(
+            self._will.topic, self._will.payload(self._session), 1, retain=True, properties=properties
+        )
         return client
 
-    def _run(self) -> None:
-        failures = 0
-        while not self._stopping.is_set():
-            self._welcome = False
-            detail = self._connect()
-            if detail:
-                self._inbox.put(Disconnected(detail))
-            else:
-                self._converse()
-            # A broker that takes the connection and ends it (bad password, overload) is a failure too,
-            # and one that restarts must not get its whole fleet back at the same moment.
-            failures = 0 if self._welcome else failures
-            cap_s = min(self._config.reconnect_max_s, _FIRST_PAUSE_S * 2**failures)
-            failures = min(failures + 1, 16)
-            self._stopping.wait(random.uniform(_FIRST_PAUSE_S / 10, cap_s))  # noqa: S311 - full jitter
-
-    def _converse(self) -> None:
-        """Run the session until it is lost; when stopping, until the last packet is out."""
-        while self._client.loop(_LOOP_S) == paho.MQTT_ERR_SUCCESS:
-            if self._stopping.is_set() and not self._client.want_write():
-                return
-
-    def _connect(self) -> str:
-        """Begin a session; returns what went wrong, or nothing."""
-        self._session += 1
-        will_properties = Properties(PacketTypes.WILLMESSAGE)
-        will_properties.WillDelayInterval = self._config.will_delay_s
-        self._client.will_set(
-            self._will.topic, self._will.payload(self._session), 1, retain=True, properties=will_properties
-        )
-        properties = Properties(PacketTypes.CONNECT)
-        properties.SessionExpiryInterval = self._config.session_expiry_s
+    def _is_renewed(self) -> bool:
+        """Whether the files of the certificate have changed, and the new ones can be used."""
+        config = self._config
+        if not config.tls_ca or (stamp := tls.stamp(config)) == self._stamp:
+            return False
+        self._stamp = stamp
         try:
-            self._client.connect(
-                self._config.host,
-                self._config.port,
-                self._config.keepalive_s,
-                clean_start=False,
-                properties=properties,
-            )
-        except (OSError, ValueError) as e:
-            return f"{self._config.host}:{self._config.port}: {e}"
-        return ""
+            tls.context(config)
+            tls.check_identity(config, self._client_id)
+        except InputRejected as e:  # half replaced: the other file changes the stamp again
+            self._tell(Notice(e.reason, f"new certificate not used: {e.what}"))
+            return False
+        until = f", valid until {tls.expiry(config.tls_cert):%Y-%m-%d}" if config.tls_cert else ""
+        self._tell(Notice(Reason.OK, f"new certificate{until}: connecting again with it"))
+        return True
 
     def _on_connect(
         self, client: paho.Client, userdata: Any, flags: Any, reason: ReasonCode, properties: Any
     ) -> None:
         if reason.is_failure:
-            self._inbox.put(Disconnected(f"the broker refused the connection: {reason}"))
+            self._tell(Disconnected(f"the broker refused the connection: {reason}"))
             return
         self._welcome = True
-        client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._subscriptions])
-        self._inbox.put(Connected(self._session))
+        self.subscribe(self._subscriptions)
+        self._tell(Connected(self._session, bool(flags.session_present)))
 
     def _on_disconnect(
         self, client: paho.Client, userdata: Any, flags: Any, reason: ReasonCode, properties: Any
     ) -> None:
-        self._inbox.put(Disconnected(str(reason)))
+        self._taken_over = reason.value == _SESSION_TAKEN_OVER
+        fault = self._context.fault if self._context is not None else ""
+        self._tell(Disconnected(fault or str(reason), self._taken_over))
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         properties = message.properties
-        self._inbox.put(
+        self._wait_for_room()
+        self._tell(
             Message(
                 message.topic,
                 bytes(message.payload),
@@ -207,41 +357,38 @@ class MqttClient:
             )
         )
 
+    def _wait_for_room(self) -> None:
+        """While this thread reads nothing, the broker keeps the rest; too long, and it would miss pings."""
+        deadline_s = time.monotonic() + _INBOX_PATIENCE_S
+        while self._inbox.qsize() > _INBOX_FULL and time.monotonic() < deadline_s:
+            if self._stopping.wait(0.01):
+                return
+
     def _on_publish(
         self, client: paho.Client, userdata: Any, mid: int, reason: ReasonCode, properties: Any
     ) -> None:
-        self._inbox.put(Taken(mid, not reason.is_failure and reason.value != _NO_SUBSCRIBERS))
+        self._tell(Taken(self._session, mid, reason.value))
+
+    def _on_subscribe(
+        self, client: paho.Client, userdata: Any, mid: int, reasons: list[ReasonCode], properties: Any
+    ) -> None:
+        refused = [str(r) for r in reasons if r.value >= _FIRST_FAILURE]
+        if refused:
+            self._tell(Notice(Reason.NOT_ALLOWED, f"the broker refused a subscription: {refused[0]}"))
 
 
 def _leave_to_the_loop(client: paho.Client, userdata: Any, sock: Any) -> None:
     """The loop is woken by paho itself."""
 
 
-def _set_tls(client: paho.Client, config: Broker) -> None:
-    given = [path for path in (config.tls_ca, config.tls_cert, config.tls_key) if path]
-    try:
-        client.tls_set(
-            ca_certs=config.tls_ca,
-            certfile=config.tls_cert or None,
-            keyfile=config.tls_key or None,
-            tls_version=ssl.PROTOCOL_TLS_CLIENT,
-        )
-    except (OSError, ValueError) as e:
-        raise InputRejected(
-            Reason.BAD_CONFIG,
-            f"[broker] {' or '.join(given)} cannot be used: {e}",
-            "name PEM files that this user can read",
-        ) from e
-
-
-def _password(path: str) -> str | None:
-    if not path:
+def _password(config: Broker) -> str | None:
+    if not config.password_file:
         return None
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        return Path(config.password_file).read_text(encoding="utf-8").strip()
     except OSError as e:
         raise InputRejected(
             Reason.BAD_CONFIG,
-            f"[broker] password_file {path}: {e.strerror}",
+            f"[broker] password_file {config.password_file}: {e.strerror}",
             "name a file that this user can read",
         ) from e

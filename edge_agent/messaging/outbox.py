@@ -1,247 +1,209 @@
 """The outbox: telemetry and events wait here, on disk, until the controller says it has stored them.
 
 A PUBACK is not a store, so a row is deleted only on the application's acknowledgement. What does not fit
-is evicted, oldest of the lowest priority first, and counted: loss is reported, never silent.
-One connection, used by one thread.
+is evicted, oldest of the lowest priority first, and its numbers are told to the controller: loss is
+reported, never silent. What is put or acknowledged in one turn of the control loop is one transaction
+(`flush`); it is synced to the disk when an event is in it. When the disk cannot be used, rows are kept in
+memory, bounded, and sent from there; they move to the disk once it recovers.
+
+All times are monotonic milliseconds: steps of the wall clock neither expire nor delay a row. A row waits
+for so much *running* time of the device; time switched off does not count.
 """
 
 from __future__ import annotations
 
-import sqlite3
-import uuid
-from contextlib import suppress
+import logging
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from edge_agent import files
+from edge_agent.messaging.box import Box, Damaged, Put, Row
 from edge_contract import canonical, wire
 from edge_contract.errors import Reason, StorageFault
 
-Stream = Literal["tel", "event"]
-_BACKOFF_DOUBLINGS = 6
-_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+log = logging.getLogger("edge_agent.outbox")
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS rows (
-    stream TEXT NOT NULL, epoch TEXT NOT NULL, seq INTEGER NOT NULL,
-    priority INTEGER NOT NULL, expires_ms INTEGER NOT NULL,
-    next_ms INTEGER NOT NULL DEFAULT 0, tries INTEGER NOT NULL DEFAULT 0,
-    payload BLOB NOT NULL,
-    PRIMARY KEY (stream, epoch, seq)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS due ON rows (next_ms, priority);
-CREATE TABLE IF NOT EXISTS streams (stream TEXT PRIMARY KEY, epoch TEXT NOT NULL, seq INTEGER NOT NULL,
-    lost INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, at_ms INTEGER NOT NULL, body BLOB NOT NULL);
-"""
-_RESULTS_KEPT = 200
+__all__ = ["MEMORY_BYTES", "Outbox", "Row"]
 
-
-class Row(NamedTuple):
-    """What identifies a row, and the bytes to publish."""
-
-    stream: Stream
-    epoch: str
-    seq: int
-    data: bytes
+# What waits in memory while the disk cannot be used.
+MEMORY_BYTES = 1 << 20
+_RETRY_FIRST_MS, _RETRY_MAX_MS = 1_000, 60_000
+_EXPIRE_EVERY_MS = 60_000
+# A turn of the loop that puts more than this is flushed in between.
+_PENDING_BYTES = 256 << 10
 
 
 class Outbox:
-    """Rows `(stream, epoch, seq, priority, expires, payload)` in SQLite, bounded in bytes."""
+    """Rows in order of arrival. `flush` makes durable what was put; until then only this object knows it.
 
-    def __init__(self, path: Path, *, max_bytes: int, resend_s: float, now_ms: int) -> None:
+    No method raises for a faulty disk: `news` says what happened.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, now_ms: int, stamp_ms: int) -> None:
+        """`stamp_ms` names a damaged file that is set aside; it is no time to reckon with."""
+        self._path = path
         self._max_bytes = max_bytes
-        self._resend_ms = int(resend_s * 1000)
-        self.problem = ""
-        files.make_folder(path.parent)
+        self._stamp_ms = stamp_ms
+        self._began_ms = now_ms
+        self._run_at_open_ms = 0
+        self._news: list[str] = []
+        self._puts: list[Put] = []
+        self._put_bytes = 0
+        self._acks: list[wire.Ack] = []
+        self._removed: set[int] = set()
+        self._next_expiry_ms = now_ms + _EXPIRE_EVERY_MS
+        self._next_retry_ms = now_ms + _RETRY_FIRST_MS
+        self._retry_ms = _RETRY_FIRST_MS
+        self.swaps = 0
         try:
-            self._db = _open(path)
-        except _Damaged as e:
-            self.problem = f"the outbox was damaged ({e}) and set aside; a new epoch begins"
-            for suffix in ("-wal", "-shm"):
-                files.remove_link(path.with_name(path.name + suffix))
-            files.set_aside(path, now_ms)
-            self._db = _open(path)
-        self._bytes = self._scalar("SELECT COALESCE(SUM(LENGTH(payload)), 0) FROM rows")
+            self._box, self._on_disk = self._open_disk(), True
+        except StorageFault as e:
+            self._box, self._on_disk = self._in_memory(e), False
+        self._run_at_open_ms = self._box.run_ms
 
-    def put(self, stream: Stream, payload: Any, *, priority: int, now_ms: int, ttl_s: float) -> None:
-        """Append one row durably. Events are synced to the disk, telemetry survives a kill of the process.
+    @property
+    def on_disk(self) -> bool:
+        """Whether rows go to the disk; if not, to memory."""
+        return self._on_disk
 
-        Raises StorageFault; then nothing was appended.
-        """
+    def take_news(self) -> list[str]:
+        """What happened to the storage since the last call, a sentence each."""
+        news, self._news = self._news, []
+        return news
+
+    def put(
+        self, stream: wire.StreamName, payload: Any, *, priority: int, now_ms: int, life_s: float
+    ) -> None:
+        """Append one row; it is stored with the next `flush`."""
         body = canonical.to_bytes(payload)
-        try:
-            self._db.execute(f"PRAGMA synchronous={'FULL' if stream == 'event' else 'NORMAL'}")
-            with self._db:
-                epoch, seq = self._next(stream)
-                self._db.execute(
-                    "INSERT INTO rows (stream, epoch, seq, priority, expires_ms, payload)"
-                    " VALUES (?, ?, ?, ?, ?, ?)",
-                    (stream, epoch, seq, priority, now_ms + int(ttl_s * 1000), body),
-                )
-                self._bytes += len(body)
-                self._evict(now_ms)
-        except sqlite3.Error as e:
-            raise self._fault(e) from e
+        self._puts.append(Put(stream, priority, int(life_s * 1000), body))
+        self._put_bytes += len(body)
+        if self._put_bytes > _PENDING_BYTES:
+            self._write(now_ms)
 
-    def due(self, limit: int, now_ms: int) -> list[Row]:
-        """Rows to publish now, most urgent first, oldest first within a priority."""
-        try:
-            found = self._db.execute(
-                "SELECT r.stream, r.epoch, r.seq, CAST(r.payload AS BLOB), s.lost FROM rows r JOIN streams s"
-                " ON s.stream = r.stream WHERE r.next_ms <= ?"
-                " ORDER BY r.priority DESC, r.stream, r.seq LIMIT ?",
-                (now_ms, limit),
-            ).fetchall()
-        except sqlite3.Error as e:
-            raise self._fault(e) from e
-        rows = []
-        for stream, epoch, seq, payload, lost in found:
-            try:
-                record = wire.Record(1, stream, epoch, seq, lost, canonical.parse(payload))
-                rows.append(Row(stream, epoch, seq, canonical.to_bytes(record)))
-            except ValueError:  # SQLite has no checksums: a bit that flipped on the disk is found here
-                self._give_up(stream, epoch, seq)
-        return rows
+    def acknowledged(self, ack: wire.Ack) -> None:
+        """The controller has these rows: they are deleted with the next `flush`."""
+        self._acks.append(ack)
 
-    def _give_up(self, stream: str, epoch: str, seq: int) -> None:
-        """Drop a row that cannot be read any more; it is counted as lost."""
-        try:
-            with self._db:
-                self._drop("stream = ? AND epoch = ? AND seq = ?", (stream, epoch, seq))
-        except sqlite3.Error as e:
-            raise self._fault(e) from e
+    def flush(self, now_ms: int) -> set[int]:
+        """One transaction for all that has come; returns the ids of rows that are no more, since the last.
 
-    def sent(self, row: Row, now_ms: int) -> None:
-        """The broker took it: wait for the controller, longer each time."""
-        try:
-            with self._db:
-                self._db.execute(
-                    "UPDATE rows SET tries = tries + 1, next_ms = ? + ? * (1 << MIN(tries, ?))"
-                    " WHERE stream = ? AND epoch = ? AND seq = ?",
-                    (now_ms, self._resend_ms, _BACKOFF_DOUBLINGS, row.stream, row.epoch, row.seq),
-                )
-        except sqlite3.Error as e:
-            raise self._fault(e) from e
-
-    def acknowledged(self, ack: wire.Ack) -> int:
-        """The controller has every row up to the watermark: delete them; returns how many.
-
-        If it asks for the rest again, they are due at once.
+        Events are synced to the disk; telemetry survives a kill of the process.
         """
-        try:
-            with self._db:
-                where = "stream = ? AND epoch = ? AND seq <= ?"
-                key = (ack.stream, ack.epoch, ack.seq)
-                freed = self._scalar(f"SELECT COALESCE(SUM(LENGTH(payload)), 0) FROM rows WHERE {where}", key)  # noqa: S608
-                count = self._db.execute(f"DELETE FROM rows WHERE {where}", key).rowcount  # noqa: S608
-                self._bytes -= freed
-                if ack.resend:
-                    self._db.execute(
-                        "UPDATE rows SET next_ms = 0, tries = 0 WHERE stream = ? AND epoch = ?", key[:2]
-                    )
-                return count
-        except sqlite3.Error as e:
-            raise self._fault(e) from e
+        if not self._on_disk and now_ms >= self._next_retry_ms:
+            self._back_to_disk(now_ms)
+        if self._puts or self._acks:
+            self._write(now_ms)
+        if now_ms >= self._next_expiry_ms:
+            self._next_expiry_ms = now_ms + _EXPIRE_EVERY_MS
+            self._attempt(lambda: self._removed.update(self._box.expire(self._run_ms(now_ms))), now_ms)
+        removed, self._removed = self._removed, set()
+        return removed
+
+    def after(self, priority: int, after_id: int, until_id: int, limit: int, now_ms: int) -> list[Row]:
+        """Stored rows of one priority with after_id < id <= until_id, oldest first."""
+        found: list[Row] = []
+        self._attempt(lambda: found.extend(self._box.after(priority, after_id, until_id, limit)), now_ms)
+        return found
+
+    @property
+    def newest_id(self) -> int:
+        """The largest id that a stored row of this box has or had."""
+        return self._box.newest_id
 
     def depth(self) -> int:
-        """Rows that wait."""
+        """Rows that wait, those of this turn included."""
         try:
-            return self._scalar("SELECT COUNT(*) FROM rows")
-        except sqlite3.Error as e:
-            raise self._fault(e) from e
+            return self._box.depth() + len(self._puts)
+        except StorageFault:
+            return len(self._puts)
 
     def result(self, command_id: str) -> bytes | None:
-        """The stored result of a command, so that the same id again does nothing."""
+        """The stored result of a command, so that the same id again does nothing. Raises StorageFault."""
+        return self._box.result(command_id)
+
+    def keep_result(self, command_id: str, body: bytes) -> None:
+        """Remember a result durably. Raises StorageFault."""
+        self._box.keep_result(command_id, body)
+
+    def close(self, now_ms: int) -> None:
+        """Store what is left and close."""
+        self.flush(now_ms)
+        self._box.close()
+
+    def _write(self, now_ms: int) -> None:
+        durable = any(put.stream == "event" for put in self._puts)
+        self._attempt(
+            lambda: self._removed.update(
+                self._box.apply(self._puts, self._acks, run_ms=self._run_ms(now_ms), durable=durable)
+            ),
+            now_ms,
+        )
+        self._puts, self._acks, self._put_bytes = [], [], 0
+
+    def _attempt(self, use: Any, now_ms: int) -> None:
+        """Use the box; if the disk fails, go on in memory and use that."""
         try:
-            row = self._db.execute("SELECT body FROM results WHERE id = ?", (command_id,)).fetchone()
-        except sqlite3.Error as e:
-            raise self._fault(e) from e
-        return None if row is None else bytes(row[0])
+            use()
+        except StorageFault as e:
+            if not self._on_disk:
+                raise  # memory does not fail
+            run_ms = self._run_ms(now_ms)
+            self._box.close()
+            self._box, self._on_disk = self._in_memory(e), False
+            self._box.run_ms = self._run_at_open_ms = run_ms
+            self._began_ms = now_ms
+            self._retry_ms = _RETRY_FIRST_MS
+            self._next_retry_ms = now_ms + self._retry_ms
+            self.swaps += 1
+            use()
 
-    def keep_result(self, command_id: str, body: bytes, now_ms: int) -> None:
-        """Remember a result durably; the oldest beyond the last 200 are forgotten."""
+    def _back_to_disk(self, now_ms: int) -> None:
+        run_ms = self._run_ms(now_ms)
+        self._retry_ms = min(2 * self._retry_ms, _RETRY_MAX_MS)
+        self._next_retry_ms = now_ms + self._retry_ms
         try:
-            self._db.execute("PRAGMA synchronous=FULL")
-            with self._db:
-                self._db.execute(
-                    "INSERT OR REPLACE INTO results VALUES (?, ?, ?)", (command_id, now_ms, body)
-                )
-                self._db.execute(
-                    "DELETE FROM results WHERE id NOT IN"
-                    " (SELECT id FROM results ORDER BY at_ms DESC LIMIT ?)",
-                    (_RESULTS_KEPT,),
-                )
-        except sqlite3.Error as e:
-            raise self._fault(e) from e
+            disk = self._open_disk()
+        except StorageFault:
+            return
+        try:
+            moved = disk.adopt(self._box, max(run_ms, disk.run_ms))
+        except StorageFault:
+            disk.close()
+            return
+        self._box.close()
+        self._box, self._on_disk = disk, True
+        self._run_at_open_ms, self._began_ms = max(run_ms, disk.run_ms), now_ms
+        self._removed.clear()
+        self.swaps += 1
+        self._say(f"the outbox is on the disk again; {moved} rows were moved to it from memory")
 
-    def close(self) -> None:
-        """Close the database."""
-        self._db.close()
+    def _run_ms(self, now_ms: int) -> int:
+        return self._run_at_open_ms + max(0, now_ms - self._began_ms)
 
-    def _next(self, stream: Stream) -> tuple[str, int]:
-        self._db.execute("INSERT OR IGNORE INTO streams VALUES (?, ?, 0, 0)", (stream, uuid.uuid4().hex[:12]))
-        self._db.execute("UPDATE streams SET seq = seq + 1 WHERE stream = ?", (stream,))
-        row = self._db.execute("SELECT epoch, seq FROM streams WHERE stream = ?", (stream,)).fetchone()
-        return str(row[0]), int(row[1])
+    def _in_memory(self, fault: StorageFault) -> Box:
+        self._say(f"{fault.what}; until the disk recovers, up to {MEMORY_BYTES} bytes are kept in memory")
+        return Box(None, max_bytes=min(self._max_bytes, MEMORY_BYTES))
 
-    def _evict(self, now_ms: int) -> None:
-        self._drop("expires_ms < ?", (now_ms,))
-        while self._bytes > self._max_bytes:
-            # A handful at once: eviction happens when the network is away, at every put.
-            self._drop(
-                "(stream, epoch, seq) IN (SELECT stream, epoch, seq FROM rows"
-                " ORDER BY priority, stream DESC, seq LIMIT 8)",
-                (),
-            )
+    def _open_disk(self) -> Box:
+        """Raises StorageFault."""
+        files.make_folder(self._path.parent)
+        try:
+            return Box(self._path, max_bytes=self._max_bytes)
+        except Damaged as e:
+            for suffix in ("-wal", "-shm"):
+                files.remove_link(self._path.with_name(self._path.name + suffix))
+            aside = files.set_aside(self._path, self._stamp_ms)
+            self._stamp_ms += 1
+            self._say(f"the outbox was damaged ({e}) and set aside as {aside.name}; a new epoch begins")
+            return self._open_new()
 
-    def _drop(self, where: str, values: tuple[Any, ...]) -> None:
-        gone = self._db.execute(
-            f"DELETE FROM rows WHERE {where} RETURNING stream, LENGTH(payload)",  # noqa: S608
-            values,
-        ).fetchall()
-        for stream, size in gone:
-            self._bytes -= size
-            self._db.execute("UPDATE streams SET lost = lost + 1 WHERE stream = ?", (stream,))
+    def _open_new(self) -> Box:
+        try:
+            return Box(self._path, max_bytes=self._max_bytes)
+        except Damaged as e:  # a disk that damages a file that was just made
+            raise StorageFault(Reason.STORAGE_FAULT, f"outbox: {e}", "check the device's disk") from e
 
-    def _scalar(self, query: str, values: tuple[Any, ...] = ()) -> int:
-        return int(self._db.execute(query, values).fetchone()[0])
-
-    def _fault(self, error: sqlite3.Error) -> StorageFault:
-        with suppress(sqlite3.Error):  # unreadable: the count of before is good enough for eviction
-            self._bytes = self._scalar("SELECT COALESCE(SUM(LENGTH(payload)), 0) FROM rows")
-        return _storage_fault(error)
-
-
-class _Damaged(Exception):
-    """The file is no database, or a broken one. Other faults say nothing about its content."""
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    """Raises _Damaged, or StorageFault when the disk is full, read-only or out of order."""
-    try:
-        db = sqlite3.connect(path, isolation_level="DEFERRED")
-    except sqlite3.Error as e:
-        raise _storage_fault(e) from e
-    try:
-        db.execute("PRAGMA journal_mode=WAL")
-        problem = str(db.execute("PRAGMA quick_check").fetchone()[0])
-        if problem == "ok":
-            db.executescript(_SCHEMA)
-            return db
-    except sqlite3.Error as e:
-        db.close()
-        if getattr(e, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
-            raise _Damaged(str(e)) from e
-        raise _storage_fault(e) from e
-    db.close()
-    raise _Damaged(problem)
-
-
-def _storage_fault(error: sqlite3.Error) -> StorageFault:
-    full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-    return StorageFault(
-        Reason.DISK_FULL if full else Reason.STORAGE_FAULT,
-        f"outbox: {error}",
-        "free space on the device" if full else "check the device's disk",
-    )
+    def _say(self, news: str) -> None:
+        log.warning("%s", news)
+        self._news.append(news)

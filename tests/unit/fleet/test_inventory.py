@@ -16,12 +16,17 @@ from fleet.watermark import Gap
 TEL = Stream("t", "a", "tel", "e1")
 
 
-def record(seq: int, *, lost: int = 0, epoch: str = "e1", stream: Any = "tel") -> wire.Record:
-    return wire.Record(1, stream, epoch, seq, lost, {"n": seq})
+def record(
+    seq: int, *, epoch: str = "e1", stream: Any = "tel", gone: tuple[tuple[int, int], ...] = ()
+) -> wire.Record:
+    told = [wire.Gone(stream, epoch, first, last) for first, last in gone]
+    return wire.Record(1, stream, epoch, seq, 0, {"n": seq}, told)
 
 
-def store(inventory: Inventory, *records: wire.Record, device: str = "a", now_ms: int = 0) -> list[bool]:
-    return inventory.store([("t", device, r) for r in records], now_ms)
+def take(
+    inventory: Inventory, *records: wire.Record, device: str = "a", now_ms: int = 0
+) -> tuple[list[bool], list[Progress]]:
+    return inventory.take([("t", device, r) for r in records], now_ms)
 
 
 @pytest.fixture
@@ -29,55 +34,76 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "deep" / "fleet.db"
 
 
+def rows_of(path: Path, query: str) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(path) as db:
+        found = db.execute(query).fetchall()
+    db.close()
+    return found
+
+
 def test_rows_are_stored_once(path: Path) -> None:
     with Inventory(path, patience_ms=1000) as inventory:
-        assert store(inventory, record(1), record(2), record(1)) == [True, True, False]
-        assert store(inventory, record(2), record(1, epoch="e2"), record(1, stream="event")) == [
-            False,
-            True,
-            True,
-        ]
-        assert store(inventory, record(1), device="b") == [True]
-    rows = sqlite3.connect(path).execute("SELECT device, stream, epoch, seq FROM records").fetchall()
-    assert len(rows) == 5
+        assert take(inventory, record(1), record(2), record(1))[0] == [True, True, False]
+        new, _ = take(inventory, record(2), record(1, epoch="e2"), record(1, stream="event"))
+        assert new == [False, True, True]
+        assert take(inventory, record(1), device="b")[0] == [True]
+    assert len(rows_of(path, "SELECT * FROM records")) == 5
 
 
 def test_marks_outlive_the_program(path: Path) -> None:
     with Inventory(path, patience_ms=1000) as inventory:
-        store(inventory, record(1), record(3))
-        assert inventory.settle({TEL}, 0) == [Progress(TEL, 1, True, [], behind=True)]
+        assert take(inventory, record(1), record(3))[1] == [Progress(TEL, 1, [], [(3, 3)], missing=1)]
     with Inventory(path, patience_ms=1000) as inventory:
-        store(inventory, record(2))
-        assert inventory.settle({TEL}, 0) == [Progress(TEL, 3, True, [])]
+        assert take(inventory, record(2))[1] == [Progress(TEL, 3, [], [], missing=0)]
 
 
 def test_a_known_row_again_is_acknowledged_again(path: Path) -> None:
     with Inventory(path, patience_ms=1000) as inventory:
-        store(inventory, record(1))
-        inventory.settle({TEL}, 0)
-        store(inventory, record(1))
-        assert inventory.settle({TEL}, 0) == [Progress(TEL, 1, False, [])]
-        assert inventory.settle(set(), 0) == []
+        take(inventory, record(1))
+        assert take(inventory, record(1)) == ([False], [Progress(TEL, 1, [], [], 0)])
+        assert take(inventory) == ([], [])
+
+
+def test_the_newest_rows_first_and_the_backlog_after_them(path: Path) -> None:
+    with Inventory(path, patience_ms=1000) as inventory:
+        take(inventory, record(100))
+        for seq in range(1, 99):
+            progress = take(inventory, record(seq))[1][0]
+            assert (progress.seq, progress.have) == (seq, [(100, 100)])
+        assert take(inventory, record(99))[1][0].seq == 100
+    assert rows_of(path, "SELECT * FROM runs") == []
 
 
 def test_gaps_are_kept_and_told_once(path: Path) -> None:
     with Inventory(path, patience_ms=1000) as inventory:
-        store(inventory, record(1), record(4, lost=2), record(6, lost=2))
-        assert inventory.settle({TEL}, 0) == [Progress(TEL, 4, True, [Gap(2, 3, True)], behind=True)]
+        _, (progress,) = take(inventory, record(1), record(4, gone=((2, 3),)), record(6, gone=((2, 3),)))
+        assert progress == Progress(TEL, 4, [Gap(2, 3, True)], [(6, 6)], missing=1)
         # Nothing comes, but the patience for 5 ends.
-        assert inventory.settle(set(), 999) == []
-        assert inventory.settle(set(), 1000) == [Progress(TEL, 6, True, [Gap(5, 5, False)])]
-        assert inventory.settle(set(), 5000) == []
-    gaps = sqlite3.connect(path).execute("SELECT first, last, explained FROM gaps").fetchall()
-    assert gaps == [(2, 3, 1), (5, 5, 0)]
+        assert inventory.take([], 999) == ([], [])
+        _, (progress,) = inventory.take([], 1000)
+        assert progress == Progress(TEL, 4, [Gap(5, 5, False)], [(6, 6)], missing=1)
+        assert inventory.take([], 5000) == ([], [])
+    assert rows_of(path, "SELECT first, last, explained FROM gaps") == [(2, 3, 1), (5, 5, 0)]
+
+
+def test_a_stream_of_which_nothing_ever_came_is_explained_by_another(path: Path) -> None:
+    """Everything of an epoch was evicted: only records of the next can tell."""
+    gone = wire.Gone("event", "old", 1, 7)
+    told = wire.Record(1, "tel", "e1", 1, 0, {}, [gone])
+    with Inventory(path, patience_ms=1000) as inventory:
+        _, progress = take(inventory, told)
+        old = Stream("t", "a", "event", "old")
+        assert Progress(old, 7, [Gap(1, 7, True)], [], 0) in progress
+        _, again = take(inventory, told)
+        assert Progress(old, 7, [], [], 0) in again
 
 
 def test_two_programs_share_a_file(path: Path) -> None:
     with Inventory(path, patience_ms=1000) as one, Inventory(path, patience_ms=1000) as two:
-        assert store(one, record(1)) == [True]
-        assert store(two, record(1), record(2)) == [False, True]
-        assert one.settle({TEL}, 0)[0].seq == 2
-        assert two.settle({TEL}, 0)[0].seq == 2
+        assert take(one, record(1))[0] == [True]
+        new, (progress,) = take(two, record(1), record(2))
+        assert (new, progress.seq) == ([False, True], 2)
+        assert take(one, record(2))[1][0].seq == 2
 
 
 def test_it_is_synced_before_it_is_acknowledged(path: Path) -> None:
@@ -91,9 +117,9 @@ def test_a_batch_is_stored_whole_or_not_at_all(path: Path) -> None:
         pages = inventory._db.execute("PRAGMA page_count").fetchone()[0]
         inventory._db.execute(f"PRAGMA max_page_count = {pages + 1}")
         with pytest.raises(StorageFault, match="full") as caught:
-            store(inventory, record(1), wire.Record(1, "tel", "e1", 2, 0, {"n": "x" * 100_000}))
+            take(inventory, record(1), wire.Record(1, "tel", "e1", 2, 0, {"n": "x" * 100_000}))
         assert caught.value.reason is Reason.DISK_FULL
-        assert store(inventory, record(1)) == [True]
+        assert take(inventory, record(1)) == ([True], [Progress(TEL, 1, [], [], 0)])
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

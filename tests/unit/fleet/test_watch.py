@@ -142,7 +142,7 @@ def test_only_a_prefix_is_acknowledged_and_gaps_are_shown(device: Device, where:
     acked(device, ("event", 1), ("event", 1))
     device.send(event(2))
     acked(device, ("event", 1), ("event", 1), ("event", 3))
-    device.send(event(6, lost=2))
+    device.send(event(6, lost=2, gone=[wire.Gone("event", "e1", 4, 5)]))
     acked(device, ("event", 1), ("event", 1), ("event", 3), ("event", 6))
     assert json.loads(watch.line())["seq"] == 2
     assert json.loads(watch.line())["seq"] == 6
@@ -151,13 +151,19 @@ def test_only_a_prefix_is_acknowledged_and_gaps_are_shown(device: Device, where:
     assert watch.end()[0] == 0
 
 
-def test_a_gap_is_given_up_after_a_while(device: Device, where: tuple[object, ...]) -> None:
+def test_a_gap_is_told_after_a_while_and_never_acknowledged(
+    device: Device, where: tuple[object, ...]
+) -> None:
     watch = Watch(*where, "--gap-after-s", 1)
     watch.line()
     device.send(event(3))
     assert "step 3" in watch.line()
-    assert "a event rows 1 to 2 are lost (unexplained)" in watch.line()
-    acked(device, ("event", 0), ("event", 3))
+    assert "a event rows 1 to 2 have not come (unexplained)" in watch.line()
+    acked(device, ("event", 0), ("event", 0))
+    assert device.acks[-1].have == [(3, 3)]
+    device.send(event(1))
+    device.send(event(2))
+    acked(device, ("event", 0), ("event", 0), ("event", 1), ("event", 3))
     assert watch.end()[0] == 0
 
 

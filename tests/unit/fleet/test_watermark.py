@@ -5,65 +5,99 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.watermark import Gap, Mark, Row, advance
+from fleet.watermark import Advance, Gap, Run, add, advance, holes, merge, missing
 
 PATIENCE_MS = 1000
 
 
-def rows(*seqs: int, at_ms: int = 0) -> list[Row]:
-    return [Row(seq, at_ms) for seq in seqs]
+def runs(*ranges: tuple[int, int], at_ms: int = 0) -> list[Run]:
+    return [Run(first, last, at_ms) for first, last in ranges]
 
 
-def move(mark: Mark, found: list[Row], *, lost: int = 0, now_ms: int = 0) -> tuple[Mark, list[Gap]]:
-    return advance(mark, found, lost=lost, now_ms=now_ms, patience_ms=PATIENCE_MS)
+def move(seq: int, found: list[Run], *gone: tuple[int, int], now_ms: int = 0) -> Advance:
+    return advance(seq, found, gone, now_ms=now_ms, patience_ms=PATIENCE_MS)
+
+
+def test_rows_become_runs() -> None:
+    assert add([], [3, 1, 2], 5) == [Run(1, 3, 5)]
+    assert add(runs((1, 3)), [5, 7], 9) == [Run(1, 3, 0), Run(5, 5, 9), Run(7, 7, 9)]
+    assert add(runs((1, 3), (5, 6)), [4], 9) == runs((1, 6))
 
 
 def test_a_prefix_without_gaps() -> None:
-    assert move(Mark(), rows(1, 2, 3)) == (Mark(3, 0), [])
-    assert move(Mark(3, 0), []) == (Mark(3, 0), [])
+    assert move(0, runs((1, 3))) == (3, [], [])
+    assert move(3, []) == (3, [], [])
+    assert move(3, runs((4, 9))) == (9, [], [])
 
 
 def test_a_gap_stops_it() -> None:
-    assert move(Mark(), rows(1, 2, 4, 5)) == (Mark(2, 0), [])
-    assert move(Mark(), rows(2)) == (Mark(0, 0), [])
+    assert move(0, runs((1, 2), (4, 5))) == (2, runs((4, 5)), [])
+    assert move(0, runs((2, 2))) == (0, runs((2, 2)), [])
 
 
-def test_a_gap_that_the_device_accounts_for_is_passed() -> None:
-    assert move(Mark(), rows(1, 4), lost=2) == (Mark(4, 2), [Gap(2, 3, True)])
-    assert move(Mark(), rows(1, 4), lost=1) == (Mark(1, 0), [])
+def test_rows_that_the_device_calls_gone_are_passed() -> None:
+    assert move(0, runs((1, 1), (4, 4)), (2, 3)) == (4, [], [Gap(2, 3, True)])
+    assert move(0, runs((4, 4)), (1, 2)) == (2, runs((4, 4)), [Gap(1, 2, True)])
+    assert move(5, [], (6, 9)) == (9, [], [Gap(6, 9, True)])
 
 
-def test_evictions_explain_a_gap_once() -> None:
-    mark, _ = move(Mark(), rows(1, 4), lost=2)
-    assert move(mark, rows(7), lost=2) == (mark, [])
-    assert move(mark, rows(7), lost=4) == (Mark(7, 4), [Gap(5, 6, True)])
+def test_a_loss_elsewhere_explains_no_gap() -> None:
+    """Rows of a backlog may still come, however many others were evicted."""
+    assert move(0, runs((1, 4), (8, 8)), (20, 90)) == (4, runs((8, 8)), [])
 
 
-def test_a_gap_is_given_up_after_the_patience_and_said_to_be_unexplained() -> None:
-    found = rows(1, 4, at_ms=100)
-    assert move(Mark(), found, now_ms=1099) == (Mark(1, 0), [])
-    assert move(Mark(), found, now_ms=1100) == (Mark(4, 2), [Gap(2, 3, False)])
+def test_what_was_stored_before_it_was_evicted_is_no_gap() -> None:
+    assert move(0, runs((1, 6)), (3, 8)) == (8, [], [Gap(7, 8, True)])
 
 
-def test_only_the_gap_that_is_old_enough_is_given_up() -> None:
-    found = [Row(2, 0), Row(5, 600)]
-    assert move(Mark(), found, now_ms=1000) == (Mark(2, 1), [Gap(1, 1, False)])
+def test_an_open_gap_is_told_once_and_never_acknowledged() -> None:
+    found = runs((1, 1), (4, 4), at_ms=100)
+    assert move(0, found, now_ms=1099) == (1, found[1:], [])
+    told = [Run(4, 4, 100, told=True)]
+    assert move(0, found, now_ms=1100) == (1, told, [Gap(2, 3, False)])
+    assert move(1, told, now_ms=9000) == (1, told, [])
+    # The device was cut off for long, and comes back with them.
+    assert move(1, add(told, [2, 3], 9000), now_ms=9000) == (4, [], [])
 
 
-@given(st.sets(st.integers(1, 60), max_size=40), st.integers(0, 30), st.integers(0, 2 * PATIENCE_MS))
-def test_invariants(seqs: set[int], lost: int, now_ms: int) -> None:
-    found = rows(*sorted(seqs))
-    mark, gaps = move(Mark(), found, lost=lost, now_ms=now_ms)
-    covered = {row.seq for row in found if row.seq <= mark.seq}
-    given_up = {seq for gap in gaps for seq in range(gap.first, gap.last + 1)}
-    # Every number up to the mark is stored or reported lost, and never both.
-    assert covered | given_up == set(range(1, mark.seq + 1))
-    assert not covered & given_up
-    assert mark.missing == len(given_up)
-    if now_ms < PATIENCE_MS:
-        assert mark.missing <= lost
-    # In two goes it comes to the same.
-    again, more = advance(
-        mark, [r for r in found if r.seq > mark.seq], lost=lost, now_ms=now_ms, patience_ms=1000
-    )
-    assert (again, more) == (mark, [])
+def test_only_what_is_unexplained_of_a_gap_is_told() -> None:
+    found = [Run(9, 9, 0), Run(15, 15, 600)]
+    moved = move(0, found, (3, 4), (6, 6), now_ms=1000)
+    assert moved.gaps == [Gap(1, 2, False), Gap(5, 5, False), Gap(7, 8, False)]
+    assert moved.seq == 0
+
+
+def test_missing_counts_what_is_neither_here_nor_gone() -> None:
+    assert missing(0, runs((5, 6), (9, 9)), [(2, 3)]) == 2 + 2
+    assert missing(6, [], []) == 0
+
+
+def test_ranges() -> None:
+    assert merge([(5, 6), (1, 2), (3, 3), (9, 8)]) == [(1, 3), (5, 6)]
+    assert holes(1, 10, [(2, 3), (9, 20)]) == [(1, 1), (4, 8)]
+    assert holes(5, 4, []) == []
+
+
+@given(
+    st.sets(st.integers(1, 60), max_size=40),
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=4),
+    st.randoms(),
+)
+def test_invariants(seqs: set[int], gone: list[tuple[int, int]], rng: object) -> None:
+    gone_seqs = {s for first, last in gone for s in range(first, last + 1)}
+    # In any order and in several goes it comes to the same.
+    order = sorted(seqs)
+    rng.shuffle(order)  # type: ignore[attr-defined]
+    seq, left = 0, []
+    explained: set[int] = set()
+    for number in [*order, 0]:
+        moved = move(seq, add(left, [number] if number > seq else [], 0), *gone)
+        seq, left = moved.seq, moved.runs
+        explained |= {s for gap in moved.gaps for s in range(gap.first, gap.last + 1)}
+    known = seqs | gone_seqs
+    expected = next(s for s in range(62) if s + 1 not in known)
+    assert seq == expected
+    assert {s for run in left for s in range(run.first, run.last + 1)} == {s for s in seqs if s > seq}
+    # What is called lost was said to be gone.
+    assert explained <= gone_seqs
+    assert set(range(1, seq + 1)) - seqs <= explained

@@ -41,7 +41,7 @@ class Device:
     """Commands over a real outbox, with handlers that count."""
 
     def __init__(self, path: Path) -> None:
-        self.outbox = Outbox(path, max_bytes=1 << 20, resend_s=1.0, now_ms=0)
+        self.outbox = Outbox(path, max_bytes=1 << 20, now_ms=0, stamp_ms=0)
         self.replies: list[Reply] = []
         self.calls: list[str] = []
         self.slow = Slow()
@@ -75,7 +75,7 @@ class Device:
 def device(tmp_path: Path) -> Iterator[Device]:
     device = Device(tmp_path / "outbox.db")
     yield device
-    device.outbox.close()
+    device.outbox.close(0)
 
 
 def test_an_answer_goes_where_it_was_asked_for_with_its_correlation(device: Device) -> None:
@@ -106,7 +106,7 @@ def test_the_same_id_again_gets_the_same_answer_and_does_nothing(device: Device,
     assert device.calls == ["a"]
     assert [r.result for r in device.replies] == [device.replies[0].result] * 2
     assert device.replies[1].correlation == b"2"
-    device.outbox.close()
+    device.outbox.close(0)
 
     restarted = Device(tmp_path / "outbox.db")
     restarted.take("status", "a")
@@ -114,7 +114,7 @@ def test_the_same_id_again_gets_the_same_answer_and_does_nothing(device: Device,
     assert restarted.replies[0].result == device.replies[0].result
     restarted.take("status", "b")
     assert restarted.calls == ["b"]
-    restarted.outbox.close()
+    restarted.outbox.close(0)
 
 
 def test_a_refusal_is_an_answer_and_is_kept_like_one(device: Device) -> None:

@@ -14,9 +14,9 @@ import paho.mqtt.client as paho
 import pytest
 from msgspec.structs import replace
 
-from edge_agent.config import Broker, Config
-from edge_agent.messaging.link import MAX_IN_FLIGHT, Link
-from edge_agent.messaging.mqtt import Connected, Disconnected, Message, MqttClient, Taken, Will
+from edge_agent.config import Broker, Config, Telemetry
+from edge_agent.messaging.link import MAX_IN_HAND, Link
+from edge_agent.messaging.mqtt import Connected, Disconnected, Message, MqttClient, Notice, Taken, Will
 from edge_agent.messaging.outbox import Outbox
 from edge_contract import wire
 from edge_contract.errors import InputRejected, MessageRejected, Reason
@@ -29,6 +29,10 @@ FACTS = Facts("x86_64", "cpu", [], 2, 1 << 30, "Linux", "3.11", "0.1.0", {})
 STATE = wire.State(schema=1, generation=3, serving=True, models=[], rejected=[], at_ms=1)
 
 
+def mono_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
 @pytest.fixture(scope="module")
 def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
     with Mosquitto(tmp_path_factory.mktemp("broker")) as broker:
@@ -39,10 +43,11 @@ class Device:
     """A link, its outbox and a loop as the control process has one."""
 
     def __init__(self, broker: Broker, folder: Path, name: str, *, resend_s: float = 30.0) -> None:
-        self.outbox = Outbox(folder / "outbox.db", max_bytes=1 << 20, resend_s=resend_s, now_ms=0)
-        self.link = Link(
-            Config(tenant="acme", device=name, broker=broker), self.outbox, 1000, self._birth, now_ms
-        )
+        self.outbox = Outbox(folder / "outbox.db", max_bytes=1 << 20, now_ms=mono_ms(), stamp_ms=0)
+        telemetry = Telemetry(resend_s=resend_s, backlog_rows_per_s=1000.0)
+        config = Config(tenant="acme", device=name, broker=broker, telemetry=telemetry)
+        self.told: list[tuple[str, Reason, str]] = []
+        self.link = Link(config, self.outbox, 1000, self._birth, now_ms, lambda *e: self.told.append(e))
         self.messages: list[Message] = []
         self.sessions: list[int] = []
         self.losses: list[str] = []
@@ -68,9 +73,10 @@ class Device:
                 self.sessions.append(event.session)
             case Disconnected():
                 self.losses.append(event.detail)
-        if isinstance(event, Connected | Disconnected | Taken):
-            self.link.handle(event, now_ms())
-        self.link.tick(now_ms())
+        if isinstance(event, Connected | Disconnected | Taken | Notice):
+            self.link.handle(event, mono_ms())
+        self.link.store(mono_ms())
+        self.link.tick(mono_ms())
 
     def run_until(self, done: Callable[[], object], what: str, timeout_s: float = 15.0) -> None:
         def look() -> object:
@@ -82,7 +88,8 @@ class Device:
     def put(self, count: int, stream: str = "tel") -> None:
         for i in range(count):
             priority = 10 if stream == "event" else 1
-            self.outbox.put(stream, {"n": i}, priority=priority, now_ms=now_ms(), ttl_s=1000)  # type: ignore[arg-type]
+            self.outbox.put(stream, {"n": i}, priority=priority, now_ms=mono_ms(), life_s=1000)  # type: ignore[arg-type]
+        self.link.store(mono_ms())
 
 
 @pytest.fixture
@@ -98,7 +105,7 @@ def make(mosquitto: Mosquitto, tmp_path: Path) -> Iterator[Callable[..., Device]
     for made in devices:
         if made.link._client.alive:
             made.link.stop()
-        made.outbox.close()
+        made.outbox.close(mono_ms())
 
 
 @pytest.fixture
@@ -186,6 +193,7 @@ def test_rows_wait_for_the_acknowledgement_of_the_controller(device: Device, ope
     operator.acknowledge("tel", rows[0].epoch, 3)
     device.run_until(lambda: device.messages, "the acknowledgement")
     device.link.acknowledge(device.messages.pop())
+    device.turn()
     assert device.outbox.depth() == 4
     with pytest.raises(MessageRejected) as fault:
         device.link.acknowledge(Message(operator.topics.ack, b"{}", "", b""))
@@ -194,8 +202,8 @@ def test_rows_wait_for_the_acknowledgement_of_the_controller(device: Device, ope
 
 def test_at_most_a_handful_is_in_the_clients_hands(device: Device, operator: Operator) -> None:
     device.put(100)
-    device.link.tick(now_ms())
-    assert len(device.link._in_flight) == MAX_IN_FLIGHT
+    device.link.tick(mono_ms())
+    assert device.link._pace.in_hand == MAX_IN_HAND
     device.run_until(lambda: len(operator.on(operator.topics.telemetry)) == 100, "all rows")
     seqs = [r.seq for r in operator.records(operator.topics.telemetry)]
     assert seqs == list(range(1, 101))
@@ -222,7 +230,8 @@ def test_packets_of_two_threads_never_mix(
 
     def shout() -> None:
         while not stop.is_set():
-            device.link._client.publish(operator.topics.result, big).wait_for_publish(5)
+            paho_client = device.link._client._line.client
+            paho_client.publish(operator.topics.result, big, 1).wait_for_publish(5)
 
     other = threading.Thread(target=shout)
     other.start()
@@ -252,7 +261,7 @@ def test_messages_come_with_response_topic_and_correlation(device: Device, opera
         Message(operator.topics.command, b"\x00\xff", "a/b", b"\x01\x02"),
         Message(operator.topics.command, b"plain", "", b""),
     ]
-    device.link.reply("", b"\x01\x02", b"answer")
+    device.link.reply("", b"\x01\x02", b"answer", mono_ms())
     device.run_until(lambda: operator.on(operator.topics.result), "the answer")
     heard = operator.on(operator.topics.result)[0]
     assert (heard.payload, heard.correlation, heard.retained) == (b"answer", b"\x01\x02", False)
@@ -284,7 +293,7 @@ def test_what_was_sent_while_the_device_was_away_arrives_later(
 
 def test_the_will_speaks_when_the_connection_breaks(device: Device, operator: Operator) -> None:
     device.run_until(lambda: operator.presence, "online")
-    sock = device.link._client._client.socket()
+    sock = device.link._client._line.client.socket()
     assert sock is not None
     with socket.socket(fileno=sock.fileno()) as alias:
         alias.shutdown(socket.SHUT_RDWR)
@@ -436,4 +445,4 @@ def test_a_password_is_sent(make: Callable[..., Device], name: str, tmp_path: Pa
 def test_a_dead_thread_is_not_passed_over(make: Callable[..., Device], name: str) -> None:
     device = make(name)
     with pytest.raises(RuntimeError, match="MQTT thread"):
-        device.link.tick(now_ms())
+        device.link.tick(mono_ms())

@@ -30,11 +30,11 @@ COMMAND = wire.Command(1, "t", "d", "id-1", "status", 0, 10)
     ],
 )
 def test_answers_stay_below_the_devices_own_topic(tmp_path: Path, asked: str, used: str) -> None:
-    outbox = Outbox(tmp_path / "outbox.db", max_bytes=1 << 20, resend_s=60, now_ms=0)
+    outbox = Outbox(tmp_path / "outbox.db", max_bytes=1 << 20, now_ms=0, stamp_ms=0)
     told: list[str] = []
     commands = Commands(
         {"status": lambda _: {}}, outbox, lambda topic, correlation, body: told.append(topic), BASE
     )
     commands.take(Message("down", b"", asked, b""), COMMAND, 1)
     assert told == [used]
-    outbox.close()
+    outbox.close(0)
