@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_contract.console import Program, json_option, print_json
-from edge_contract.errors import InputRejected, Reason, TransferFailed
+from edge_contract.errors import Reason, TransferFailed
 from fleet import options
 from fleet.registry.commands import registry
 
@@ -95,7 +95,7 @@ def deploy(
     from fleet.registry.password import Password
     from fleet.registry.reader import Reader, root_of
 
-    name, version = _reference(reference)
+    name, version = options.reference(reference)
     names = list(dict.fromkeys(options.identifier(device, "--device") for device in devices))
     keyring = Keys(keys_folder or options.keys_beside(location), Password(key_password_file).existing)
     reader = Reader(location, keyring.pinned_root() if root is None else root_of(location, root))
@@ -261,18 +261,6 @@ def broker(port: int, as_json: bool) -> None:
                 raise TransferFailed(
                     Reason.BROKER_UNREACHABLE, "the embedded broker has died", "start it again"
                 )
-
-
-def _reference(text: str) -> tuple[str, str]:
-    from edge_contract import canonical
-    from edge_contract.manifest import parse_reference
-
-    try:
-        return parse_reference(text)
-    except canonical.DecodeFault as e:
-        raise InputRejected(
-            Reason.BAD_INPUT, f"{text!r}: {e.problem}", "name a version like fashion@1.2.0"
-        ) from e
 
 
 def _deployment(model: wire.DesiredModel, rows: Sequence[Row]) -> dict[str, Any]:

@@ -87,6 +87,19 @@ def keys_beside(registry: str | None) -> Path:
     return Path(registry).parent / "keys"
 
 
+def reference(text: str) -> tuple[str, str]:
+    """MODEL@VERSION. Raises InputRejected."""
+    from edge_contract import canonical
+    from edge_contract.manifest import parse_reference
+
+    try:
+        return parse_reference(text)
+    except canonical.DecodeFault as e:
+        raise InputRejected(
+            Reason.BAD_INPUT, f"{text!r}: {e.problem}", "name a version like fashion@1.2.0"
+        ) from e
+
+
 def identifier(text: str, option: str) -> str:
     """A device's or tenant's name: one level of a topic, no wildcard. Raises InputRejected."""
     from edge_contract import canonical

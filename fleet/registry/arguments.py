@@ -11,6 +11,8 @@ import click
 from fleet import options
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from fleet.registry.keys import Keys
     from fleet.registry.password import Password
 
@@ -49,3 +51,11 @@ def keyring(folder: Path, keys_folders: tuple[Path, ...], password: Path | Passw
 
     known = password if isinstance(password, Password) else Password(password)
     return Keys(keys_folders or [options.keys_beside(str(folder))], known.existing)
+
+
+def private_key(path: Path, password_file: Path | None) -> Ed25519PrivateKey:
+    """One private key by its file. Raises InputRejected."""
+    from fleet.registry import keys as keyrings
+    from fleet.registry.password import Password
+
+    return keyrings.open_private(path, Password(password_file).existing)

@@ -11,7 +11,7 @@ import click
 
 from edge_contract.console import json_option, print_json
 from fleet import options
-from fleet.registry import arguments
+from fleet.registry import arguments, team_commands
 from fleet.registry.keys_commands import keys
 
 if TYPE_CHECKING:
@@ -62,6 +62,13 @@ def registry() -> None:
 
 
 registry.add_command(keys)
+for _command in (
+    team_commands.delegate,
+    team_commands.revoke,
+    team_commands.approvers,
+    team_commands.approve,
+):
+    registry.add_command(_command)
 
 
 @registry.command()
@@ -104,35 +111,56 @@ def init(
 
 @registry.command()
 @arguments.folder
-@click.argument("bundle_dir", type=options.PATH)
+@click.argument("bundle_dir", required=False, type=options.PATH)
 @arguments.keys
+@click.option("--finish", metavar="MODEL@VERSION", help="Publish a version that has got its approvals.")
 @json_option
 def publish(
-    folder: Path, bundle_dir: Path, keys_folders: tuple[Path, ...], password_file: Path | None, as_json: bool
+    folder: Path,
+    bundle_dir: Path | None,
+    keys_folders: tuple[Path, ...],
+    password_file: Path | None,
+    finish: str | None,
+    as_json: bool,
 ) -> None:
     """Check the bundle in BUNDLE_DIR and publish it in DIR.
 
     Versions are immutable: publishing the same bundle again does nothing, other content under a
-    published version is refused, and so is a release counter that does not rise.
+    published version is refused, and so is a release counter that does not rise. Where approvals are
+    demanded, the version is staged until it has them; then publish it again, or with --finish.
     """
     from fleet.registry import publish as publishing
     from fleet.registry import repository
 
-    bundle = publishing.load(bundle_dir)
-    name = f"{bundle.manifest.name}@{bundle.manifest.version}"
+    if (bundle_dir is None) == (finish is None):
+        raise click.UsageError("give BUNDLE_DIR, or --finish MODEL@VERSION")
+    bundle = None if bundle_dir is None else publishing.load(bundle_dir)
     keyring = arguments.keyring(folder, keys_folders, password_file)
     with repository.opened(folder, keyring.pinned_root()) as repo:
-        versions = publishing.published(repo, bundle.manifest.name)
-        new = publishing.is_new(bundle, versions, repo.draft.revoked)
-        if new:
-            for step in publishing.steps(repo, bundle, keyring):
-                click.echo(f"  {step}", err=True)
+        bundle = bundle or publishing.staged(repo, *options.reference(finish or ""))
+        done = publishing.run(repo, bundle, keyring, lambda step: click.echo(f"  {step}", err=True))
+    name = f"{bundle.manifest.name}@{bundle.manifest.version}"
     if as_json:
-        print_json({"ok": True, "published": new, "model": name, "manifest_sha256": bundle.sha256})
-    elif new:
+        print_json(
+            {
+                "ok": True,
+                "published": done.kind == "published",
+                "staged": done.kind == "staged",
+                "model": name,
+                "manifest_sha256": bundle.sha256,
+                "approved_by": done.approved_by,
+                "approvals_needed": done.needed,
+            }
+        )
+    elif done.kind == "published":
         click.echo(f"published {name} (release {bundle.manifest.release}, {bundle.sha256[:12]})")
-    else:
+    elif done.kind == "already":
         click.echo(f"{name} is published already with this very content; nothing to do")
+    else:
+        click.echo(
+            f"staged {name} ({bundle.sha256[:12]}): {len(done.approved_by)} of {done.needed} approvals; "
+            f"edge-fleet registry approve {folder} {name} --key FILE"
+        )
 
 
 @registry.command()
@@ -204,7 +232,7 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
     from fleet.registry.reader import Reader, root_of
 
     reader = Reader(location, root_of(location, root))
-    published, catalogue = reader.published(), reader.catalogue
+    published, catalogue, pending = reader.published(), reader.catalogue, reader.pending()
     if as_json:
         versions = [
             {
@@ -217,6 +245,8 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
                 "recipe": p.manifest.lineage.recipe,
                 "profile": p.manifest.lineage.profile,
                 "metrics": msgspec.to_builtins(p.manifest.lineage.metrics),
+                "team": p.team,
+                "approved_by": p.approved_by,
             }
             for p in published
         ]
@@ -227,6 +257,7 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
                 "revision": catalogue.revision,
                 "expires": expires,
                 "models": versions,
+                "pending": [team_commands.pending_plain(found, policy) for found, policy in pending],
             }
         )
         return
@@ -234,6 +265,8 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
         render.print_table(render.registry_table(published))
     else:
         click.echo("no model is published here yet")
+    for found, policy in pending:
+        click.echo(team_commands.pending_line(found, policy))
     click.echo(f"revision {catalogue.revision}, refresh before {catalogue.expires:%Y-%m-%d %H:%M} UTC")
 
 

@@ -56,14 +56,12 @@ class Editor:
                 return role
         raise KeyError(name)
 
-    def delegate(
-        self, role: str, pattern: str, authority: Authority, extra: Mapping[str, object]
-    ) -> set[str]:
+    def delegate(self, role: str, pattern: str, authority: Authority) -> set[str]:
         """Give the models that match a pattern to a role, and what is published of them with it."""
         known = self._roles().get(role)
         path = shelves.paths_of(pattern)
         if known is None:
-            self._add_role(DelegatedRole(role, [], 1, True, [path], None, dict(extra)), authority)
+            self._add_role(DelegatedRole(role, [], 1, True, [path]), authority)
         elif known.paths is not None and path not in known.paths:
             known.paths.append(path)
         return {shelves.TOP} | self._move_strays()

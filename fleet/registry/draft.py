@@ -27,7 +27,7 @@ from fleet.registry import shelves, signing, tree
 from fleet.registry.delegations import Editor
 from fleet.registry.signers import Authority
 from fleet.registry.signing import File, Payload, Periods
-from fleet.registry.trust import Target, bad_root, fault, plain, plain_target
+from fleet.registry.trust import Target, bad_root, fault, plain
 
 Signers = Mapping[str, Sequence[Signer]]
 _REVOKED = "x-edgeward-revoked"
@@ -57,7 +57,7 @@ class Draft:
         except (RepositoryError, ValueError, KeyError) as e:
             raise fault(location, e) from e
         self._trusted_root = deepcopy(self._root)
-        self.editor = Editor(self.tree, self._version_of, lambda: self.authority(shelves.TOP))
+        self.editor = Editor(self.tree, self.version_of, lambda: self.authority(shelves.TOP))
 
     # what there is
 
@@ -123,7 +123,7 @@ class Draft:
         self._note_revoked(shelf, name, release)
         self.change({holder, shelf})
 
-    def revoke_team(self, role: str, adopt: bool, release_of: Callable[[str, Target], int]) -> list[str]:
+    def revoke_team(self, role: str, adopt: bool, releases: Mapping[str, int]) -> list[str]:
         """Take a delegation back; returns the versions that it had published.
 
         With `adopt` they become the registry's own, otherwise they are revoked with it.
@@ -135,13 +135,17 @@ class Draft:
             if adopt:
                 self.change(self.editor.put(name, target))
             else:
-                self._note_revoked(shelves.TOP, name, release_of(name, plain_target(target)))
+                self._note_revoked(shelves.TOP, name, releases[name])
         self.change({shelves.TOP})
         return sorted(mine)
 
     def change(self, roles: set[str]) -> None:
         """These roles are to be signed anew."""
         self._changed |= roles
+
+    def is_changed(self, role: str) -> bool:
+        """Whether something that is signed with this role's keys was changed."""
+        return any(shelves.key_name(changed) == role for changed in self._unsigned())
 
     def change_all(self, name: str) -> None:
         """Everything that is signed with the keys of one role is to be signed anew."""
@@ -199,7 +203,8 @@ class Draft:
         payload.version += 1
         return signing.sign(payload, payload.type, signers, now, self.periods, self._root)
 
-    def _version_of(self, role: str) -> int:
+    def version_of(self, role: str) -> int:
+        """The last version of a role that a snapshot has named; 0 when there was none."""
         meta = self._snapshot.meta.get(f"{role}.json")
         return meta.version if meta else 0
 

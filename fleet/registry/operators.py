@@ -52,7 +52,7 @@ def change(repo: Repository, keyring: Keys, wanted: Change, new_password: Callab
     by_id = {key_id(key): key for key in before.keys}
     dropped = rotation.resolve(wanted, list(by_id))
     private = [Ed25519PrivateKey.generate() for _ in range(rotation.how_many(wanted, dropped))]
-    new = [*(_raw_hex(signers.public_of(key)) for key in private), *map(_raw_hex, wanted.publics)]
+    new = [*(raw_hex(signers.public_of(key)) for key in private), *map(raw_hex, wanted.publics)]
     labels = _labels(wanted.label, [by_id[keyid].label for keyid in dropped], len(new))
     named = [wire.OperatorKey(public, label) for public, label in zip(new, labels, strict=True)]
     kept = [key for keyid, key in by_id.items() if keyid not in dropped]
@@ -78,11 +78,12 @@ def _labels(label: str, before: Sequence[str], count: int) -> list[str]:
     return [name if names.index(name) == n else f"{name} {n + 1}" for n, name in enumerate(names)]
 
 
-def _raw_hex(key: Key) -> str:
+def raw_hex(key: Key) -> str:
+    """A public key as messages' signatures are checked with. Raises InputRejected unless it is Ed25519."""
     if key.keytype != "ed25519":
         raise InputRejected(
             Reason.BAD_INPUT,
-            f"an operator's key has to be Ed25519, this one is {key.keytype}",
+            f"a key for messages and approvals has to be Ed25519, this one is {key.keytype}",
             "make one with `edge-fleet registry keys new`",
         )
     return str(key.keyval["public"])

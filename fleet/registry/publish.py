@@ -6,14 +6,15 @@ consistent registry: blobs, manifest, targets, snapshot, and the timestamp that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from edge_contract import canonical
 from edge_contract.errors import BundleRejected, InputRejected, Reason
 from edge_contract.manifest import Manifest, blob_path, from_bytes, target_name, to_bytes
-from fleet.registry import files, repository
+from fleet.registry import approvals, files, repository
 from fleet.registry.keys import Keys
 from fleet.registry.reader import Published, decode_manifest
 from fleet.registry.repository import Repository
@@ -33,6 +34,14 @@ class Bundle:
     def sha256(self) -> str:
         """The version's identity: the digest of the manifest's bytes."""
         return canonical.sha256_hex(self.data)
+
+
+class Outcome(NamedTuple):
+    """How publishing ended: `staged` means that approvals are missing. With who has approved, of how many."""
+
+    kind: Literal["published", "already", "staged"]
+    approved_by: Sequence[str]
+    needed: int
 
 
 def load(folder: Path) -> Bundle:
@@ -98,33 +107,100 @@ def is_new(bundle: Bundle, published: Sequence[Published], revoked: Mapping[str,
 
 def published(repo: Repository, model: str) -> list[Published]:
     """Every version of a model in the registry, read from its folder and checked."""
-    found = []
-    for name, target in repo.draft.targets.items():
-        if is_model(name) and model_of(name) == model:
-            path = repo.path(target.sha256)
-            data = path.read_bytes() if path.is_file() else b""
-            if Target(len(data), canonical.sha256_hex(data)) != target:
-                raise BundleRejected(
-                    Reason.DIGEST_MISMATCH,
-                    f"{path}: the manifest of {name} is missing or damaged",
-                    "restore the file from a copy of the registry",
-                )
-            found.append(decode_manifest(data, target))
-    return found
+    return [
+        read_manifest(repo, name, target)
+        for name, target in repo.draft.targets.items()
+        if is_model(name) and model_of(name) == model
+    ]
 
 
-def steps(repo: Repository, bundle: Bundle, keyring: Keys) -> Iterator[str]:
-    """Publish; yields a word after each durable step. All keys are read before the first one."""
+def read_manifest(repo: Repository, name: str, target: Target) -> Published:
+    """A published version, read from the registry's folder and checked. Raises BundleRejected."""
+    path = repo.path(target.sha256)
+    data = path.read_bytes() if path.is_file() else b""
+    if Target(len(data), canonical.sha256_hex(data)) != target:
+        raise BundleRejected(
+            Reason.DIGEST_MISMATCH,
+            f"{path}: the manifest of {name} is missing or damaged",
+            "restore the file from a copy of the registry",
+        )
+    return decode_manifest(data, target)
+
+
+def run(repo: Repository, bundle: Bundle, keyring: Keys, tell: Callable[[str], None]) -> Outcome:
+    """Publish a bundle, or stage it while it lacks approvals; `tell` gets a word after each durable step.
+
+    Staging needs no key. Raises InputRejected, BundleRejected.
+    """
+    manifest = bundle.manifest
+    if not is_new(bundle, published(repo, manifest.name), repo.draft.revoked):
+        return Outcome("already", [], 0)
+    shelf = repo.draft.tree.shelf_of(target_name(manifest.name, manifest.version))
+    policy = approvals.policy_for(repo.draft.tree.top, shelf)
+    given: Mapping[str, bytes] = {}
+    if policy.needed:
+        for step in _copy_blobs(repo, bundle):
+            tell(step)
+        approvals.stage(repo.pending, manifest, bundle.data)
+        given = approvals.read(repo.pending, manifest.name, manifest.version, policy).given
+        if len(given) < policy.needed:
+            return Outcome("staged", approvals.labels(given, policy), policy.needed)
+    for step in steps(repo, bundle, keyring, given):
+        tell(step)
+    approvals.forget(repo.pending, manifest.name, manifest.version)
+    return Outcome("published", approvals.labels(given, policy), policy.needed)
+
+
+def staged(repo: Repository, name: str, version: str) -> Bundle:
+    """A version that awaits approvals, as a bundle: its blobs are in the registry already."""
+    shelf = repo.draft.tree.shelf_of(target_name(name, version))
+    policy = approvals.policy_for(repo.draft.tree.top, shelf)
+    found = approvals.read(repo.pending, name, version, policy)
+    for blob in found.manifest.files:
+        _check_blob(repo.path(blob.sha256), blob.name, files.Content(blob.size_bytes, blob.sha256))
+    return Bundle(repo.folder, found.manifest, found.data)
+
+
+def revoke(repo: Repository, keyring: Keys, name: str, version: str) -> None:
+    """Take a published version back. Raises InputRejected when it is not published."""
+    target = repo.draft.targets.get(target_name(name, version))
+    if target is None:
+        versions = [p.manifest.version for p in published(repo, name)]
+        raise InputRejected(
+            Reason.NOT_PUBLISHED,
+            f"{name}@{version} is not published here; of {name} there is {', '.join(versions) or 'nothing'}",
+            "name a version from `edge-fleet registry list`",
+        )
+    release = read_manifest(repo, target_name(name, version), target).manifest.release
+    repo.draft.revoke(target_name(name, version), release)
+    list(repository.sign(repo, keyring))
+
+
+def steps(
+    repo: Repository, bundle: Bundle, keyring: Keys, given: Mapping[str, bytes] | None = None
+) -> Iterator[str]:
+    """Publish; yields a word after each durable step. All keys are read before the first one.
+
+    `given` are the approvals that the version has, verified.
+    """
     target = Target(len(bundle.data), bundle.sha256)
-    repo.draft.add(target_name(bundle.manifest.name, bundle.manifest.version), target)
+    proof = approvals.pack(given) if given else b""
+    custom = {approvals.FIELD: Target(len(proof), canonical.sha256_hex(proof))._asdict()} if given else None
+    repo.draft.add(target_name(bundle.manifest.name, bundle.manifest.version), target, custom)
     signers = repository.load(repo, keyring, repo.draft.needed())
+    yield from _copy_blobs(repo, bundle)
+    if given:
+        files.write(repo.path(canonical.sha256_hex(proof)), proof)
+    files.write(repo.path(bundle.sha256), bundle.data)
+    yield "manifest"
+    yield from repository.publish(repo, signers)
+
+
+def _copy_blobs(repo: Repository, bundle: Bundle) -> Iterator[str]:
     for blob in bundle.manifest.files:
         source = bundle.folder / blob_path(blob.sha256)
         copied = files.copy(source, repo.path(blob.sha256), files.Content(blob.size_bytes, blob.sha256))
         yield f"{blob.role} {blob.name}{'' if copied else ' (there already)'}"
-    files.write(repo.path(bundle.sha256), bundle.data)
-    yield "manifest"
-    yield from repository.publish(repo, signers)
 
 
 def _check_blob(path: Path, name: str, expected: files.Content) -> None:

@@ -5,13 +5,14 @@ It works alike on a folder and a URL; see trust.py for how.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_contract import canonical, wire
 from edge_contract.errors import BundleRejected, InputRejected, Reason
 from edge_contract.manifest import Manifest, blob_path, from_bytes, target_name
-from fleet.registry import trust
+from fleet.registry import approvals, trust
 from fleet.registry.shelves import is_model, model_of
 
 
@@ -21,6 +22,8 @@ class Published:
 
     manifest: Manifest
     sha256: str
+    team: str | None = None
+    approved_by: Sequence[str] = ()
 
 
 class Reader:
@@ -33,7 +36,11 @@ class Reader:
     def published(self, model: str | None = None) -> list[Published]:
         """Every version, or one model's, by model and release. Raises TransferFailed or BundleRejected."""
         found = [
-            decode_manifest(self._blob(target), target)
+            replace(
+                decode_manifest(self._blob(target), target),
+                team=self.catalogue.team_of(name),
+                approved_by=self._approvers(name, target),
+            )
             for name, target in self.catalogue.targets.items()
             if is_model(name) and model in (None, model_of(name))
         ]
@@ -69,6 +76,27 @@ class Reader:
                 f"{self.catalogue.location}: {wire.OPERATORS_TARGET}: {e.problem} at {e.path}",
                 "publish the operators again with a matching version of edgeward",
             ) from e
+
+    def pending(self) -> list[tuple[approvals.Pending, approvals.Policy]]:
+        """Versions that await approvals; only a folder shows them. Raises BundleRejected."""
+        if trust.is_url(self.catalogue.location):
+            return []
+        folder = Path(self.catalogue.location, "pending")
+        found = []
+        for name, version in approvals.every(folder):
+            policy = self.catalogue.policy_for(target_name(name, version))
+            found.append((approvals.read(folder, name, version, policy), policy))
+        return found
+
+    def _approvers(self, name: str, target: trust.Target) -> Sequence[str]:
+        """Those named today whose approval was published with a version, verified."""
+        proof = self.catalogue.custom(name).get(approvals.FIELD)
+        if not proof:
+            return ()
+        policy = self.catalogue.policy_for(name)
+        envelopes = approvals.unpack(self._blob(trust.Target(proof["length"], proof["sha256"])))
+        manifest = from_bytes(self._blob(target))
+        return approvals.labels(approvals.count(envelopes, manifest, target.sha256, policy), policy)
 
     def _blob(self, target: trust.Target) -> bytes:
         return self.catalogue.blob(blob_path(target.sha256), target)

@@ -30,7 +30,7 @@ from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
 
 from edge_contract.canonical import sha256_hex
 from edge_contract.errors import BundleRejected, EdgewardError, InputRejected, Reason, TransferFailed
-from fleet.registry import shelves
+from fleet.registry import approvals, shelves
 from fleet.registry.tree import Tree
 
 _TIMEOUT_S = 10
@@ -76,10 +76,9 @@ class Catalogue:
         """The team whose role answers for a target, if it is one's."""
         return shelves.team_of(self._tree.shelf_of(name) or "")
 
-    @property
-    def top(self) -> Targets:
-        """The metadata of the role `targets`."""
-        return self._tree.top
+    def policy_for(self, name: str) -> approvals.Policy:
+        """The approvals that a target needs. Raises BundleRejected."""
+        return approvals.policy_for(self._tree.top, self._tree.shelf_of(name))
 
     def blob(self, path: str, target: Target) -> bytes:
         """A blob's bytes, checked. Raises TransferFailed or BundleRejected."""

@@ -69,6 +69,14 @@ class RegistryFolder:
         for _ in range(times):
             self._run("keys", "rotate", role, "--insecure-no-password")
 
+    def delegate(self, pattern: str, team: str) -> None:
+        """Give models to a team; its key lies among the others."""
+        self._run("delegate", pattern, "--team", team, "--insecure-no-password")
+
+    def revoke(self, reference: str) -> None:
+        """Take MODEL@VERSION back."""
+        self._run("revoke", reference)
+
     def rotate_root(self, times: int = 1) -> None:
         """Replace the root keys; each time the root's version rises by one."""
         self.rotate("root", times)

@@ -1,0 +1,175 @@
+"""A version is signed into the targets only with as many approvals as signed metadata demands."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from edge_contract.manifest import target_name
+from tests.support.ngclient import Client
+from tests.unit.fleet import samples
+
+Run = Callable[..., Result]
+Refused = Callable[..., str]
+NAME = target_name("fashion", "1.0.0")
+
+
+@pytest.fixture
+def people(tmp_path: Path, run: Run) -> Path:
+    """Keys of alice, bob and mallory."""
+    folder = tmp_path / "people"
+    for name in ("alice", "bob", "carol", "mallory"):
+        run("registry", "keys", "new", name, "--keys", folder)
+    return folder
+
+
+@pytest.fixture
+def staged(registry: Path, people: Path, tmp_path: Path, run: Run) -> Path:
+    """Two of alice, bob and carol have to approve; fashion 1.0.0 waits for them."""
+    added = [x for name in ("alice", "bob", "carol") for x in ("--add", f"{name}={people / name}.pub")]
+    run("registry", "approvers", registry, "--needed", "2", *added)
+    samples.bundle(tmp_path / "bundle")
+    done = samples.json_of(run("registry", "publish", registry, tmp_path / "bundle", "--json"))
+    assert (done["published"], done["staged"], done["approvals_needed"]) == (False, True, 2)
+    return registry
+
+
+@pytest.fixture
+def device(staged: Path, tmp_path: Path) -> Client:
+    return Client(staged, tmp_path / "device", (tmp_path / "keys" / "root.json").read_bytes())
+
+
+def approve(
+    run: Callable[..., object], registry: Path, key: Path, *more: object, **expected: object
+) -> object:
+    return run("registry", "approve", registry, "fashion@1.0.0", "--key", key, *more, **expected)
+
+
+def test_two_approvals_publish_and_one_does_not(
+    staged: Path, people: Path, device: Client, tmp_path: Path, run: Run
+) -> None:
+    assert device.find(NAME) is None
+    approve(run, staged, people / "alice.pem")
+    approve(run, staged, people / "alice.pem")  # once more is not one more
+    again = samples.json_of(run("registry", "publish", staged, tmp_path / "bundle", "--json"))
+    assert (again["published"], again["approved_by"]) == (False, ["alice"])
+    assert device.find(NAME) is None
+    (pending,) = samples.json_of(run("registry", "list", staged, "--json"))["pending"]
+    assert pending["approved_by"] == ["alice"]
+    assert "1 of 2 approvals by alice" in run("registry", "list", staged).stdout
+    approve(run, staged, people / "bob.pem")
+    done = samples.json_of(run("registry", "publish", staged, "--finish", "fashion@1.0.0", "--json"))
+    assert (done["published"], done["approved_by"]) == (True, ["alice", "bob"])
+    assert device.find(NAME) is not None
+    listed = samples.json_of(run("registry", "list", staged, "--json"))
+    assert listed["models"][0]["approved_by"] == ["alice", "bob"]
+    assert listed["pending"] == []
+    assert not list((staged / "pending").iterdir())
+
+
+def test_the_last_approval_may_publish(staged: Path, people: Path, device: Client, run: Run) -> None:
+    approve(run, staged, people / "alice.pem", "--finish")
+    assert device.find(NAME) is None
+    approve(run, staged, people / "carol.pem", "--finish")
+    assert device.find(NAME) is not None
+
+
+def test_staging_and_approving_need_no_key_of_the_registry(
+    staged: Path, people: Path, tmp_path: Path, run: Run
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(tmp_path / "keys" / "root.json", bare)
+    samples.bundle(tmp_path / "two", version="2.0.0", release=2)
+    run("registry", "publish", staged, tmp_path / "two", "--keys", bare)
+    approve(run, staged, people / "alice.pem", "--keys", bare)
+
+
+def test_strangers_approve_nothing(staged: Path, people: Path, refused: Refused, run: Run) -> None:
+    line = approve(refused, staged, people / "mallory.pem", code=2, reason="unsigned")
+    assert "approvers" in str(line)
+    approve(refused, staged, staged.parent / "keys" / "targets.pem", code=2, reason="unsigned")
+    refused(
+        "registry",
+        "approve",
+        staged,
+        "fashion@9",
+        "--key",
+        people / "bob.pem",
+        code=2,
+        reason="not_published",
+    )
+
+
+def test_approvals_of_another_manifest_do_not_count(
+    staged: Path, people: Path, device: Client, tmp_path: Path, run: Run, refused: Refused
+) -> None:
+    """Whoever can write into the folder cannot slip another model under approvals that were given."""
+    for name in ("alice", "bob"):
+        approve(run, staged, people / f"{name}.pem")
+    other = samples.bundle(tmp_path / "other", weights=b"other")
+    (staged / "pending" / "fashion@1.0.0" / "manifest.json").write_bytes(
+        (tmp_path / "other" / "manifest.json").read_bytes()
+    )
+    shutil.copytree(tmp_path / "other" / "blobs", staged / "blobs", dirs_exist_ok=True)
+    done = samples.json_of(run("registry", "publish", staged, "--finish", "fashion@1.0.0", "--json"))
+    assert (done["published"], done["approved_by"], done["manifest_sha256"]) == (
+        False,
+        [],
+        samples.digest(other),
+    )
+    assert device.find(NAME) is None
+    looked_at = samples.digest(samples.bundle(tmp_path / "bundle"))[:12]
+    approve(
+        refused, staged, people / "bob.pem", "--manifest-sha256", looked_at, code=4, reason="digest_mismatch"
+    )
+
+
+def test_forged_and_foreign_approvals_do_not_count(
+    staged: Path, people: Path, device: Client, run: Run
+) -> None:
+    folder = staged / "pending" / "fashion@1.0.0"
+    approve(run, staged, people / "alice.pem")
+    (path,) = folder.glob("*.approval")
+    (folder / "0000.approval").write_bytes(path.read_bytes())
+    (folder / "1111.approval").write_bytes(b"{}")
+    (folder / "2222.approval").write_bytes(path.read_bytes().replace(b'"sig":"', b'"sig":"AAAA'))
+    done = samples.json_of(run("registry", "publish", staged, "--finish", "fashion@1.0.0", "--json"))
+    assert done["approved_by"] == ["alice"]
+    assert device.find(NAME) is None
+
+
+def test_the_policy(staged: Path, tmp_path: Path, people: Path, run: Run, refused: Refused) -> None:
+    shown = samples.json_of(run("registry", "approvers", staged, "--json"))
+    assert (shown["needed"], [a["label"] for a in shown["approvers"]]) == (2, ["alice", "bob", "carol"])
+    refused("registry", "approvers", staged, "--needed", "4", code=2, reason="bad_input")
+    refused("registry", "approvers", staged, "--remove", "mallory", code=2, reason="bad_input")
+    refused("registry", "approvers", staged, "--team", "vision", code=2, reason="bad_input")
+    # A team may have a policy of its own, which it cannot lift itself.
+    run("registry", "delegate", staged, "cam-*", "--team", "vision")
+    run("registry", "approvers", staged, "--team", "vision", "--needed", "1")
+    samples.bundle(tmp_path / "cam", name="cam-1")
+    done = samples.json_of(run("registry", "publish", staged, tmp_path / "cam", "--json"))
+    assert (done["staged"], done["approvals_needed"]) == (True, 1)
+    (tmp_path / "keys" / "targets.pem").rename(tmp_path / "targets-offline.pem")
+    refused("registry", "approvers", staged, "--needed", "0", code=2, reason="bad_input")
+    refused("registry", "approvers", staged, "--team", "vision", "--needed", "0", code=2, reason="bad_input")
+
+
+def test_an_approver_who_left_does_not_count(staged: Path, people: Path, device: Client, run: Run) -> None:
+    for name in ("alice", "bob"):
+        approve(run, staged, people / f"{name}.pem")
+    run("registry", "approvers", staged, "--remove", "bob")
+    done = samples.json_of(run("registry", "publish", staged, "--finish", "fashion@1.0.0", "--json"))
+    assert (done["published"], done["approved_by"]) == (False, ["alice"])
+    assert device.find(NAME) is None
+
+
+def test_a_pending_version_is_dropped(staged: Path, run: Run, refused: Refused) -> None:
+    run("registry", "revoke", staged, "fashion@1.0.0")
+    refused("registry", "publish", staged, "--finish", "fashion@1.0.0", code=2, reason="not_published")
+    assert samples.json_of(run("registry", "list", staged, "--json"))["pending"] == []
