@@ -82,6 +82,7 @@ class Update(Struct, frozen=True, forbid_unknown_fields=True):
     max_attempts: Times = 3
     retry_s: Seconds = 30.0
     retry_max_s: Seconds = 3600.0
+    recheck_s: Seconds = 86400.0
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = 16 << 20
 
 

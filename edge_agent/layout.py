@@ -8,6 +8,7 @@ state_dir/
   prepared/DIGEST/KEY/  this device's own form of a version's model, made by preflight, dropped with it
   models/NAME/    current, previous → ../../store/DIGEST (symlinks)
   journal/        NAME.json: where an update is
+  verified/       DIGEST.json: as which files a version had its digests, see verified.py
   desired.json    the newest accepted desired state
   outbox.db       what waits for the controller
 run_dir/
@@ -37,6 +38,7 @@ class Layout:
         self.prepared = self.state / "prepared"
         self.models = self.state / "models"
         self.journal = self.state / "journal"
+        self.records = self.state / "verified"
         self.starts = self.state / "starts"
         self.desired = self.state / "desired.json"
         self.rejected = self.state / "rejected.json"
@@ -52,6 +54,10 @@ class Layout:
     def version(self, digest: str) -> Path:
         """The store folder of one version."""
         return self.store / digest
+
+    def verified(self, digest: str) -> Path:
+        """As which files a version was verified."""
+        return self.records / f"{digest}.json"
 
     def current(self, name: str) -> Path:
         """The symlink that says what a model serves."""

@@ -1,18 +1,21 @@
 """From a digest in the store to a version that is loaded, checked and warm. Blocking; it changes nothing.
 
-Digests of the files were verified when the updater stored them and are not computed again here: at
-start that would cost the reading of every model twice. Sizes are compared, and one golden answer.
+Digests of the files were verified when the updater stored them and are computed again only where the files
+are not those of then (verified.py): at each start that would cost the reading of every model twice. One
+golden answer is compared.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from msgspec.structs import replace
 
+from edge_agent import verified
 from edge_agent.layout import Layout
 from edge_agent.serving import arrays, golden, package, prepared
 from edge_agent.serving.backends.base import Loaded, Spec, open_model
@@ -46,9 +49,9 @@ def open_version(layout: Layout, name: str, digest: str) -> Opened:
         raise RequestRejected(
             404, Reason.NOT_FOUND, f"version {digest[:12]}… is not in the store", "deploy it first"
         )
+    verified.check(layout, digest, time.time_ns() // 1_000_000)
     stored = package.read(folder)
     _check_identity(stored, name, digest)
-    package.check_sizes(stored)
     mapped = prepared.find(layout.prepared, stored)
     if mapped is not None:
         try:

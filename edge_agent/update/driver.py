@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent import files
 from edge_agent.config import Update
 from edge_agent.inference import InferenceClient
 from edge_agent.layout import Layout
@@ -164,6 +165,22 @@ class ModelDriver:
             raise
         return base
 
+    def found_damaged(self, digest: str, what: str, now_ms: int) -> None:
+        """A look at the disk found a stored version damaged: repair it, or let go of it.
+
+        Raises StorageFault.
+        """
+        if self._entry.state is not State.IDLE or digest == self._beyond_repair:
+            return
+        current, previous = self._tools.store.named(self.name)
+        if digest == current:
+            self._say("storage", Reason.DIGEST_MISMATCH, what, now_ms)
+            self.inspect(what)
+        elif digest == previous:
+            self._say("storage", Reason.DIGEST_MISMATCH, f"no way back any more: {what}", now_ms)
+            files.remove_link(self._tools.layout.previous(self.name))
+            self._learn()
+
     def inspect(self, found: str = "") -> None:
         """Look whether an idle model's links lead to what the journal says; `found` says what does not.
 
@@ -176,7 +193,7 @@ class ModelDriver:
             return
         if not found and named is not None and self._current is not None:
             return
-        ref = self._known(named) if named else expected
+        ref = (self._known(named) if named else None) or expected
         what = found or ("its manifest is damaged or missing" if named else "the link to it is gone")
         if ref is None:
             self._report_lost(named or "", what)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 
-from edge_agent import files
+from edge_agent import files, verified
 from edge_agent.layout import MANIFEST, Layout
 from edge_agent.update.journal import Ref
 from edge_contract import canonical, manifest
@@ -91,6 +92,9 @@ class Store:
             files.replace_folder(building, final)
         else:
             files.install_folder(building, final)
+        # Without it (a full disk, a cut here) the next start hashes.
+        with suppress(StorageFault):
+            verified.remember(self._layout, digest, time.time_ns() // 1_000_000)
         return digest
 
     def _is_damaged(self, digest: str) -> bool:
@@ -137,7 +141,7 @@ class Store:
         gone = [digest for digest in files.names(self._layout.store) if digest not in keep]
         for digest in gone:
             files.remove_tree(self._layout.version(digest))
-        self._collect_prepared()
+        self._collect_beside()
         return gone
 
     def clean(self) -> None:
@@ -150,8 +154,12 @@ class Store:
                 if name.endswith(_BUILDING):
                     files.remove_tree(here.staging / name)
 
-    def _collect_prepared(self) -> None:
-        """After the versions: a form without its version is of no use."""
+    def _collect_beside(self) -> None:
+        """After the versions: a form or a record without its version is of no use."""
+        files.remove_leftovers(self._layout.records)
+        for name in files.names(self._layout.records):
+            if name.removesuffix(".json") not in files.names(self._layout.store):
+                files.remove_link(self._layout.records / name)
         files.remove_leftovers(self._layout.prepared)
         for digest in set(files.names(self._layout.prepared)) - set(files.names(self._layout.store)):
             files.remove_tree(self._layout.prepared / digest)

@@ -21,6 +21,7 @@ from edge_agent.update.driver import ModelDriver, Tools, raise_releases
 from edge_agent.update.floor import order_floor
 from edge_agent.update.journal import NO_PERMISSIONS, Permissions, Ref
 from edge_agent.update.levels import with_generation
+from edge_agent.update.recheck import Recheck
 from edge_agent.update.rejected import Rejected
 from edge_agent.update.store import Store
 from edge_contract import wire
@@ -63,6 +64,7 @@ class Updater:
             self._settle_floor,
             self._clean,
         ]
+        self._recheck = Recheck(self._layout, config.update.recheck_s)
         self._blind: dict[str, str] = {}
         self._told: set[str] = set()
         self._resume_s = 0.0
@@ -118,6 +120,10 @@ class Updater:
         """Let every machine take its next step."""
         if time.monotonic() >= self._resume_s:
             self._recover(now_ms)
+        try:
+            self._look_again(now_ms)
+        except StorageFault as e:
+            self._tell(str(e), now_ms)
         for name, driver in list(self._drivers.items()):
             driver.tick(now_ms)
             if driver.gone:
@@ -125,6 +131,7 @@ class Updater:
 
     def stop(self) -> None:
         """End all children."""
+        self._recheck.stop()
         for driver in self._drivers.values():
             driver.stop()
 
@@ -134,6 +141,15 @@ class Updater:
         for name, problem in self._blind.items():
             views[name] = wire.ModelState(name, "idle", reason=Reason.STORAGE_FAULT, detail=problem)
         return [view for _, view in sorted(views.items())]
+
+    def _look_again(self, now_ms: int) -> None:
+        named = (digest for name in self._drivers for digest in self._store.named(name) if digest)
+        for found in self._recheck.poll(named, now_ms):
+            if not found.damaged:
+                self._tell(found.detail, now_ms)
+                continue
+            for driver in self._drivers.values():
+                driver.found_damaged(found.digest, found.detail, now_ms)
 
     def _forget(self, name: str, now_ms: int) -> None:
         try:

@@ -5,6 +5,8 @@ Only the two children (fetch, preflight) are scripted jobs; theirs are test_fetc
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from edge_agent import files
+from edge_agent import files, verified
 from edge_agent.config import Config, Update
 from edge_agent.inference import Loaded
 from edge_agent.layout import Layout
@@ -865,6 +867,258 @@ def test_what_serves_as_it_should_is_no_fall_back(agent: Agent, refs: list[Ref])
     agent.updater.tick(agent.now_ms())
     assert agent.view().state == "idle"
     assert agent.on_disk()[0] == v2
+
+
+# what the disk loses
+
+
+def settle(agent: Agent, ticks: int = 30) -> None:
+    for _ in range(ticks):
+        agent.updater.tick(agent.now_ms())
+        time.sleep(0.002)
+
+
+def flip(path: Path) -> None:
+    """Change one bit as a disk does: nothing else tells."""
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "damage", ["flipped bit", "cut", "zeroed", "manifest gone", "folder gone", "link gone", "link dangling"]
+)
+@pytest.mark.parametrize("before", [1, 2])
+def test_what_serves_and_is_not_whole_on_the_disk_is_fetched_again(
+    agent: Agent, refs: list[Ref], double: InferenceDouble, damage: str, before: int
+) -> None:
+    for ref in refs[:before]:
+        agent.deploy(ref)
+    serving = refs[before - 1]
+    store, on_disk = Store(agent.layout), agent.on_disk()
+    model = agent.layout.version(serving.digest) / "model.onnx"
+    verified.check(agent.layout, serving.digest, agent.now_ms())
+    agent.script.started.clear()
+    match damage:
+        case "flipped bit":
+            flip(model)
+            agent.layout.verified(serving.digest).unlink()  # the look that is due would have found it
+        case "cut":
+            model.write_bytes(model.read_bytes()[:-1])
+        case "zeroed":
+            model.write_bytes(bytes(model.stat().st_size))
+        case "manifest gone":
+            (model.parent / "manifest.json").unlink()
+        case "folder gone":
+            files.remove_tree(model.parent)
+        case "link gone":
+            agent.layout.current("tiny").unlink()
+        case "link dangling":
+            files.swap_link(agent.layout.current("tiny"), f"../../store/{'0' * 64}")
+    agent.restart()
+    agent.run_until(lambda: ("fetch", serving.digest) in agent.script.started, "the repair")
+    assert agent.run_until_settled().outcome == "committed"
+    assert store.has(serving.digest)
+    assert agent.on_disk() == on_disk
+    assert double.loaded == {"tiny": serving.digest}
+    settle(agent)
+    assert agent.script.started.count(("fetch", serving.digest)) == 1
+
+
+def test_a_repair_waits_for_the_registry_and_a_newer_wish_goes_before_it(
+    agent: Agent, refs: list[Ref]
+) -> None:
+    v1, v2, v3 = refs
+    agent.deploy(v1)
+    agent.deploy(v2)
+    files.remove_tree(agent.layout.version(v2.digest))
+    agent.script.fetch[v2.digest] = [[Step(Event.INTERRUPTED, Reason.REGISTRY_UNREACHABLE, "nobody there")]]
+    agent.restart()
+    agent.run_until(lambda: agent.view().state == "waiting", "the repair")
+    settle(agent)
+    assert agent.view().state in ("waiting", "resolving")
+    assert agent.deploy(v3).outcome == "committed"
+    assert agent.on_disk()[0] == v3
+
+
+def test_what_cannot_be_repaired_makes_place_for_the_version_before(
+    agent: Agent, refs: list[Ref], double: InferenceDouble
+) -> None:
+    v1, v2 = refs[:2]
+    agent.deploy(v1)
+    agent.deploy(v2)
+    agent.script.preflight[v2.digest] = [[Step(Event.REJECTED, Reason.LOAD_FAILED, "it does not")]]
+    double.loaded["tiny"] = v1.digest  # it fell back by itself
+    loaded = [Loaded("tiny", "1.0.0", v1.digest, True, Reason.DIGEST_MISMATCH)]
+    agent.updater.notice(loaded, agent.now_ms())
+    agent.run_until(lambda: agent.view().outcome == "failed", "the end of the repair")
+    assert agent.view().reason is Reason.LOAD_FAILED
+    agent.updater.notice(loaded, agent.now_ms())
+    agent.run_until(lambda: agent.view().outcome == "reverted", "the version before")
+    assert agent.on_disk()[0] == v1
+
+
+def test_a_version_that_the_inference_process_finds_damaged_is_fetched_again(
+    agent: Agent, refs: list[Ref], double: InferenceDouble
+) -> None:
+    v1, v2 = refs[:2]
+    agent.deploy(v1)
+    agent.deploy(v2)
+    double.loaded["tiny"] = v1.digest
+    loaded = [Loaded("tiny", "1.0.0", v1.digest, True, Reason.DIGEST_MISMATCH)]
+    agent.script.started.clear()
+    for _ in range(3):
+        agent.updater.notice(loaded, agent.now_ms())
+    agent.run_until(lambda: agent.script.started, "the repair")
+    assert agent.run_until_settled().outcome == "committed"
+    assert (agent.on_disk(), double.loaded) == ((v2, v1), {"tiny": v2.digest})
+
+
+def test_a_damaged_version_before_is_let_go_and_told(agent: Agent, refs: list[Ref]) -> None:
+    v1, v2 = refs[:2]
+    agent.deploy(v1)
+    agent.deploy(v2)
+    (agent.layout.version(v1.digest) / "model.onnx").write_bytes(b"")
+    agent.restart()
+    agent.run_until(lambda: agent.view().previous_version is None, "the end of the way back")
+    assert any("no way back any more" in e.detail for e in agent.events)
+    assert agent.on_disk() == (v2, None)
+
+
+def test_a_probation_whose_link_is_lost_activates_again(
+    agent: Agent, refs: list[Ref], bundles: list[BundleOnDisk], double: InferenceDouble
+) -> None:
+    v1, v2 = refs[:2]
+    agent.deploy(v1)
+    agent.want(tiny=v2)
+    journal.save(agent.layout, frozen_in(State.PROBATION, agent, refs))
+    install(bundles[1], agent.layout, None)
+    agent.restart()
+    assert agent.run_until_settled().outcome == "committed"
+    assert (agent.on_disk(), double.loaded) == ((v2, v1), {"tiny": v2.digest})
+
+
+@pytest.mark.parametrize("which", ["current", "previous"])
+def test_a_link_that_cannot_be_read_is_not_a_link_that_is_not_there(
+    agent: Agent, refs: list[Ref], double: InferenceDouble, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    v1, v2, v3 = refs
+    agent.deploy(v1)
+    agent.deploy(v2)
+    real, broken = os.readlink, [True]
+
+    def readlink(path: Path) -> str:
+        if broken[0] and Path(path).name == which:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "readlink", readlink)
+    monkeypatch.setattr("edge_agent.update.driver._STORAGE_PAUSE_S", 0.005)
+    monkeypatch.setattr("edge_agent.update.updater._STORAGE_PAUSE_S", 0.005)
+    double.calls.clear()
+    agent.restart()
+    agent.want(tiny=v3)
+    settle(agent)
+    assert agent.view().reason is Reason.STORAGE_FAULT
+    assert "Input/output error" in agent.view().detail
+    assert double.calls == []
+    assert {v1.digest, v2.digest} <= agent.stored()
+    with pytest.raises(MessageRejected):
+        agent.updater.rollback("tiny", agent.now_ms())
+    broken[0] = False
+    agent.run_until(lambda: agent.view().version == "3.0.0" and agent.view().state == "idle", "the update")
+    assert agent.on_disk() == (v3, v2)
+
+
+def test_a_journal_that_cannot_be_read_holds_up_no_other_model(
+    agent: Agent, refs: list[Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = agent.script.publish(make_bundle(tmp_path, name="other"))
+    agent.want(tiny=refs[0], other=other)
+    agent.run_until_settled("tiny")
+    agent.run_until_settled("other")
+    real, broken = files.read, [True]
+
+    def read(path: Path) -> bytes | None:
+        if broken[0] and path == agent.layout.journal_file("tiny"):
+            raise StorageFault(Reason.STORAGE_FAULT, f"{path}: input/output error", "check the disk")
+        return real(path)
+
+    monkeypatch.setattr(files, "read", read)
+    monkeypatch.setattr("edge_agent.update.updater._STORAGE_PAUSE_S", 0.005)
+    install(agent.script.bundles[refs[2].digest], agent.layout, None)  # rubbish, for all anybody knows
+    agent.restart()
+    agent.want(tiny=refs[1])
+    agent.run_until(lambda: "other" not in [v.name for v in agent.updater.views()], "the removal of other")
+    assert (agent.view().state, agent.view().reason) == ("idle", Reason.STORAGE_FAULT)
+    assert {refs[0].digest, refs[2].digest} <= agent.stored()  # nothing is removed meanwhile
+    broken[0] = False
+    agent.run_until(lambda: agent.view().version == "2.0.0" and agent.view().state == "idle", "the update")
+
+
+def test_a_disk_that_takes_nothing_keeps_nobody_from_starting_and_is_asked_again(
+    agent: Agent, refs: list[Ref], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.deploy(refs[0])
+    agent.layout.desired.write_bytes(b"damaged")
+    agent.layout.journal_file("tiny").write_bytes(b"damaged")
+    broken = [True]
+    for name in (
+        "write",
+        "move",
+        "swap_link",
+        "remove_tree",
+        "make_folder",
+        "remove_link",
+        "remove_leftovers",
+    ):
+        real = getattr(files, name)
+
+        def guarded(*args: object, real: Callable[..., object] = real) -> object:
+            if broken[0]:
+                raise StorageFault(Reason.STORAGE_FAULT, "read-only file system", "repair it")
+            return real(*args)
+
+        monkeypatch.setattr(files, name, guarded)
+    monkeypatch.setattr("edge_agent.update.driver._STORAGE_PAUSE_S", 0.005)
+    monkeypatch.setattr("edge_agent.update.updater._STORAGE_PAUSE_S", 0.005)
+    agent.restart()
+    agent.want(tiny=refs[1])
+    settle(agent)
+    assert (agent.view().version, agent.view().state) == ("1.0.0", "idle")
+    assert agent.updater.adopted == 0
+    assert any("cannot be set aside" in e.detail for e in agent.events)
+    broken[0] = False
+    agent.run_until(lambda: agent.view().version == "2.0.0" and agent.view().state == "idle", "the update")
+    assert agent.updater.adopted == agent.generation
+
+
+def test_a_rollback_is_in_the_journal_before_it_is_answered(
+    agent: Agent, refs: list[Ref], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    v1, v2 = refs[:2]
+    agent.deploy(v1)
+    agent.deploy(v2)
+    real, broken = journal.save, [True]
+
+    def save(layout: Layout, entry: Entry) -> None:
+        if broken[0]:
+            raise StorageFault(Reason.DISK_FULL, "no space", "free some")
+        real(layout, entry)
+
+    monkeypatch.setattr(journal, "save", save)
+    with pytest.raises(StorageFault):
+        agent.updater.rollback("tiny", agent.now_ms())
+    settle(agent)
+    assert agent.on_disk() == (v2, v1)  # it was refused, so it does not happen later
+    broken[0] = False
+    agent.updater.rollback("tiny", agent.now_ms())
+    assert journal.load(agent.layout, "tiny", 0)[0].state is State.REVERTING
+    agent.restart()  # killed before anything else
+    agent.run_until(lambda: agent.view().outcome == "reverted", "the rollback")
+    assert agent.on_disk() == (v1, None)
 
 
 # rollback

@@ -1,0 +1,89 @@
+"""The slow look at what serves: are the stored versions still what they were when they were installed?
+
+A thread at the lowest priority reads them at a low rate, so that a bit that flipped on the disk is found
+before a restart would load it. It finds; what is done about it is driver.py's.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from edge_agent import verified
+from edge_agent.layout import Layout
+from edge_contract.errors import BundleRejected, EdgewardError
+
+_RATE_BYTES_PER_S = 8 << 20
+_LOOK_AT_MOST_EVERY_S = 3600.0
+_NICEST = 19
+
+
+class Found(NamedTuple):
+    """A version that is damaged, or that the disk does not give (`damaged` is False)."""
+
+    digest: str
+    damaged: bool
+    detail: str
+
+
+class Recheck:
+    """Owned by the control loop's thread; at most one thread of its own."""
+
+    def __init__(self, layout: Layout, recheck_s: float) -> None:
+        self._layout = layout
+        self._recheck_s = recheck_s
+        self._next_s = 0.0
+        self._first = True
+        self._found: queue.SimpleQueue[Found] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+
+    def poll(self, digests: Iterable[str], now_ms: int) -> list[Found]:
+        """What was found since the last call; begins a look at `digests` when it is time.
+
+        The first look is a quick one, by records; later ones read what was not read for `recheck_s`.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            return []
+        self._thread = None
+        found = []
+        while not self._found.empty():
+            found.append(self._found.get())
+        if time.monotonic() >= self._next_s:
+            todo, quick = sorted(set(digests)), self._first
+            self._first, self._next_s = False, time.monotonic() + min(self._recheck_s, _LOOK_AT_MOST_EVERY_S)
+            self._thread = threading.Thread(target=self._look, args=(todo, quick, now_ms), daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # Python's word for "too many tasks": another time
+                self._thread = None
+        return found
+
+    def stop(self) -> None:
+        """End the look, soon."""
+        self._stop.set()
+
+    def _look(self, digests: list[str], quick: bool, now_ms: int) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICEST)  # of this thread alone
+        for digest in digests:
+            if self._stop.is_set():
+                return
+            try:
+                if quick:
+                    verified.check(self._layout, digest, now_ms)
+                elif self._due(digest, now_ms):
+                    verified.rehash(self._layout, digest, now_ms, self._pace)
+            except EdgewardError as e:
+                self._found.put(Found(digest, isinstance(e, BundleRejected), e.what))
+
+    def _due(self, digest: str, now_ms: int) -> bool:
+        known = verified.record(self._layout, digest)
+        # By a clock that is not sure: what was read in the future is read again.
+        return known is None or not 0 <= now_ms - known.hashed_ms < self._recheck_s * 1000
+
+    def _pace(self, size_bytes: int) -> None:
+        self._stop.wait(size_bytes / _RATE_BYTES_PER_S)
