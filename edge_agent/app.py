@@ -29,6 +29,7 @@ from edge_agent.messaging.throttle import Throttle
 from edge_agent.sensors import METRICS, Sensors
 from edge_agent.telemetry import Sampler
 from edge_agent.update.children import Child
+from edge_agent.update.clock import TrustedClock
 from edge_agent.update.operators import OperatorKeys
 from edge_agent.update.updater import Updater
 from edge_contract import canonical, wire
@@ -54,6 +55,7 @@ _EVENTS_A_TURN = 200
 _SESSIONS_A_START = 1_000_000
 _BENCH_TIMEOUT_S = 300.0
 _LOCK_PATIENCE_S = 0.5
+_EARLY_COMMANDS = 4
 # Signed by nobody we know yet: the keys may have been rotated, so such a message is looked at again.
 _PERHAPS_NEW_KEYS = frozenset({Reason.UNSIGNED, Reason.SIGNATURE_INVALID})
 
@@ -85,6 +87,7 @@ class App:
             now_ms=monotonic_ms(),
             stamp_ms=now_ms,
         )
+        self._clock = TrustedClock(self._layout)
         self._operators = OperatorKeys(config_path, self._layout)
         self._updater = Updater(config_path, config, self._report, now_ms)
         self._inference = InferenceClient(self._layout.control_socket)
@@ -103,6 +106,7 @@ class App:
         self._serving = False
         self._refused, self._refused_sha256 = "", ""
         self._held: Message | None = None
+        self._early: list[Message] = []
         self._next_look_ms = 0
         self._next_sample_ms = monotonic_ms() + int(config.telemetry.interval_s * 1000)
         self._stop = False
@@ -180,9 +184,17 @@ class App:
             self._link.store(monotonic_ms())
 
     def _refresh_keys(self, now_ms: int) -> None:
-        if self._operators.tick(now_ms) and self._held is not None:
-            held, self._held = self._held, None
-            self._route(held, now_ms)
+        if not self._operators.tick(monotonic_ms()):
+            return
+        self._look_at_clock(now_ms)
+        waiting = [*([self._held] if self._held else []), *self._early]
+        self._held, self._early = None, []
+        for message in waiting:
+            self._route(message, now_ms)
+
+    def _look_at_clock(self, now_ms: int) -> None:
+        for event in self._clock.look(now_ms):
+            self._report(event)
 
     def _speak(self, now_ms: int) -> None:
         self._link.say_state(self._state(now_ms))
@@ -202,7 +214,7 @@ class App:
         desired = self._open(message, now_ms=0)
         if desired.generation > self._updater.adopted:
             if desired.generation > self._updater.generation:  # not one that was lost from the disk
-                desired = self._open(message, now_ms)
+                desired = self._open(message, self._clock.now_ms(now_ms))
             self._updater.accept(desired, now_ms)
             log.info("desired state of generation %d accepted", desired.generation)
         self._refused, self._refused_sha256, self._held = "", "", None
@@ -218,18 +230,20 @@ class App:
         )
 
     def _command(self, message: Message, now_ms: int) -> None:
+        if self._operators.keys is None and not self._operators.asked and len(self._early) < _EARLY_COMMANDS:
+            self._early.append(message)  # too early for a verdict, as above
+            return
         command = wire.open_command(
             message.payload,
             self._keys(),
             tenant=self._config.tenant,
             device=self._config.device,
-            now_ms=now_ms,
+            now_ms=self._clock.now_ms(now_ms),
         )
         self._commands.take(message, command, now_ms)
 
     def _keys(self) -> wire.Operators:
-        if self._operators.keys is None:
-            self._operators.reload()
+        self._operators.reload()
         if self._operators.keys is None:
             raise MessageRejected(
                 Reason.UNSIGNED,
@@ -249,9 +263,8 @@ class App:
             self._held = event if perhaps_new_keys else None
             if not self._is_news(event, error):
                 return
-        log.warning("refused: %s", error)
         if perhaps_new_keys:
-            self._operators.ask(now_ms)
+            self._operators.ask(monotonic_ms())
         self._report(wire.Event(now_ms, "refused", reason=error.reason, detail=str(error)))
 
     def _is_news(self, message: Message, error: MessageRejected) -> bool:
@@ -261,11 +274,12 @@ class App:
         self._refused, self._refused_sha256 = str(error), sha256
         return not same
 
-    def _look(self, now_ms: int) -> None:  # noqa: ARG002 - a part's signature
+    def _look(self, now_ms: int) -> None:
         """Does the inference process answer, and does it serve what the disk says?"""
         if monotonic_ms() < self._next_look_ms:
             return
         self._next_look_ms = monotonic_ms() + _LOOK_EVERY_MS
+        self._look_at_clock(now_ms)
         try:
             loaded = self._inference.index()
             self._serving = True

@@ -67,6 +67,15 @@ def read(path: Path) -> bytes | None:
             return None
 
 
+def stamp(path: Path) -> tuple[int, int, int]:
+    """Another value after each `write` of `path`; zeros while there is no such file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def install_folder(built: Path, final: Path) -> None:
     """Move a finished folder to `final`: its filesystem is synced first, so the name implies the content.
 

@@ -18,8 +18,10 @@ from edge_agent.config import Config
 from edge_agent.inference import InferenceClient, Loaded
 from edge_agent.layout import MANIFEST, Layout
 from edge_agent.update import journal
-from edge_agent.update.floor import order_floor
+from edge_agent.update.clock import TOLERANCE_S, behind_text
+from edge_agent.update.floor import metadata_floor, order_floor
 from edge_agent.update.journal import Entry
+from edge_agent.update.levels import behind_s
 from edge_contract import canonical, manifest, wire
 from edge_contract.errors import StorageFault, TransferFailed
 
@@ -35,6 +37,7 @@ def collect(config: Config) -> dict[str, Any]:
         "control": _control_runs(layout),
         "serving": serving,
         "generation": _generation(layout),
+        "clock_behind_s": round(behind_s(time.time(), metadata_floor(layout).value)),
         "models": [_model(layout, name, loaded.get(name)) for name in sorted(names)],
         "at_ms": time.time_ns() // 1_000_000,
     }
@@ -46,6 +49,8 @@ def text(status: dict[str, Any]) -> str:
         f"{status['tenant']}/{status['device']}: control {_up(status['control'])}, "
         f"inference {_up(status['serving'])}, generation {status['generation']}"
     ]
+    if status["clock_behind_s"] > TOLERANCE_S:
+        lines.append(f"  {behind_text(status['clock_behind_s'])}")
     for m in status["models"]:
         serves = m["serves"]["version"] if m["serves"] else "nothing"
         lines.append(f"  {m['name']}: serves {serves}, disk says {m['current'] or 'nothing'}, {m['state']}")

@@ -29,6 +29,7 @@ class Reason(StrEnum):
     DIGEST_MISMATCH = "digest_mismatch"
     TRUST_FAILED = "trust_failed"
     TRUST_EXPIRED = "trust_expired"
+    CLOCK_BEHIND = "clock_behind"
     NOT_PUBLISHED = "not_published"
     DIGEST_REJECTED_BEFORE = "digest_rejected_before"
     ROLLBACK_REFUSED = "rollback_refused"

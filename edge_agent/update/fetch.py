@@ -77,7 +77,9 @@ class _Fetch:
             )
         data = self._signed_bytes(target)
         wire.decode(data, wire.Operators)
-        files.write(self._layout.trust / OPERATORS_FILE, data)
+        cache = self._layout.trust / OPERATORS_FILE
+        if files.read(cache) != data:
+            files.write(cache, data)
 
     def version(self, name: str, version: str, digest: str, min_release: int) -> None:
         """Refresh, resolve, plan, download what is missing, install."""

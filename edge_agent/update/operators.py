@@ -18,8 +18,8 @@ log = logging.getLogger("edge_agent.trust")
 
 FILE = "operators.json"
 _EVERY_MS = 3600_000
-_AFTER_FAILURE_MS = 10_000
-_AT_MOST_MS = 5_000
+_AFTER_FAILURE_MS, _AFTER_FAILURES_MS = 10_000, 300_000
+_AT_MOST_MS, _PATIENCE_MS = 5_000, 60_000
 _TIMEOUT_S = 120.0
 
 
@@ -32,21 +32,29 @@ class OperatorKeys:
         self._child: Child | None = None
         self._next_ms = 0
         self._asked_ms = 0
+        self._pause_ms = _AT_MOST_MS
+        self._failures = 0
+        self._news = False
         self.asked = False  # whether the registry has been asked since this process started
         self.problem = "the registry has not been reached yet"
         self.reason = Reason.OK
+        self._stamp = files.stamp(self._path)
         self.keys = self._read()
 
     def ask(self, now_ms: int) -> None:
-        """A message was signed by an unknown key: look again soon, but not at a stranger's pace."""
-        self._next_ms = min(self._next_ms, max(now_ms, self._asked_ms + _AT_MOST_MS))
+        """A message was signed by an unknown key: look again soon, but not at a stranger's pace.
+
+        Each look that finds the same keys makes the next one wait longer, up to a minute.
+        """
+        self._next_ms = min(self._next_ms, max(now_ms, self._asked_ms + self._pause_ms))
 
     def tick(self, now_ms: int) -> bool:
         """Refresh when it is time; returns True when a refresh has just ended, well or not."""
+        self.reload()
         if self._child is None:
             if now_ms >= self._next_ms:
                 self._asked_ms = now_ms
-                self._next_ms = now_ms + _AFTER_FAILURE_MS  # also when no child can be made now
+                self._next_ms = now_ms + self._after_failure_ms()  # also when no child can be made now
                 self._child = Child(["trust", "--config", str(self._config_path)], timeout_s=_TIMEOUT_S)
             return False
         ended = self._child.ended()
@@ -59,16 +67,27 @@ class OperatorKeys:
             self.reason, self.problem = ended.failure()
             if self.problem != before:
                 log.warning("the operators' keys cannot be refreshed: %s", self.problem)
-            self._next_ms = now_ms + _AFTER_FAILURE_MS
+            self._failures += 1
+            self._next_ms = now_ms + self._after_failure_ms()
         else:
             self.reason, self.problem = Reason.OK, ""
+            self._failures = 0
             self._next_ms = now_ms + _EVERY_MS
-            self.keys = self._read()
+            self.reload()
+            self._pause_ms = _AT_MOST_MS if self._news else min(_PATIENCE_MS, 2 * self._pause_ms)
+            self._news = False
         return True
 
+    def _after_failure_ms(self) -> int:
+        return min(_AFTER_FAILURES_MS, _AFTER_FAILURE_MS << min(self._failures, 16))
+
     def reload(self) -> None:
-        """Another child (a fetch) may have refreshed the cache."""
-        self.keys = self._read()
+        """Take what a child has cached, this one's or a fetch."""
+        stamp = files.stamp(self._path)
+        if stamp != self._stamp:
+            before, self._stamp = self.keys, stamp
+            self.keys = self._read()
+            self._news |= self.keys != before
 
     def stop(self) -> None:
         """End the child."""
