@@ -24,7 +24,7 @@ _TIMEOUT_S = 120.0
 
 
 class OperatorKeys:
-    """Owned by the control loop's thread."""
+    """Owned by the control loop's thread. Times are monotonic milliseconds."""
 
     def __init__(self, config_path: Path, layout: Layout) -> None:
         self._path = layout.trust / FILE
