@@ -62,6 +62,7 @@ class Serving(Struct, frozen=True, forbid_unknown_fields=True):
     request_timeout_s: Seconds = 30.0
     drain_timeout_s: Seconds = 30.0
     max_failed_starts: Times = 3
+    load_timeout_s: Seconds = 60.0
 
 
 class Update(Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,7 +73,10 @@ class Update(Struct, frozen=True, forbid_unknown_fields=True):
     probation_max_s: Seconds = 600.0
     max_error_rate: Share = 0.02
     max_latency_factor: Positive = 3.0
+    max_tail_factor: Positive = 6.0
     max_drift: Share = 0.35
+    max_memory_growth_bytes: Bytes = 64 << 20
+    max_restarts: Annotated[int, Meta(ge=0)] = 1
     preflight_timeout_s: Seconds = 120.0
     preflight_memory_bytes: Bytes = 2 << 30
     preflight_latency_factor: Positive = 5.0

@@ -32,11 +32,15 @@ class VersionStats(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServingStats(Struct, frozen=True, forbid_unknown_fields=True):
-    """What `GET /edgeward/v1/stats` on the control socket returns."""
+    """What `GET /edgeward/v1/stats` on the control socket returns.
+
+    `private_bytes` is the process's memory, in RAM or swap, that is no file's: what a leak makes grow.
+    """
 
     pid: int
     started_ms: int
     versions: list[VersionStats]
+    private_bytes: int = 0
 
 
 def bucket(latency_ms: float) -> int:

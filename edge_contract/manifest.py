@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edge_contract import canonical
 from edge_contract.errors import BundleRejected, Reason
@@ -149,6 +149,21 @@ class Lineage(_Strict, frozen=True):
     metrics: list[Metric] = []
 
 
+class Probation(_Strict, frozen=True, omit_defaults=True):
+    """What this model is held to while it is new on a device, where that is not what the device says.
+
+    The keys are those of the agent's `[update]`; what is absent is as it is configured there.
+    """
+
+    probation_s: Positive | None = None
+    probation_min_requests: Count | None = None
+    max_error_rate: Share | None = None
+    max_latency_factor: Positive | None = None
+    max_tail_factor: Positive | None = None
+    max_drift: Share | None = None
+    max_memory_growth_bytes: Size | None = None
+
+
 class Manifest(_Strict, frozen=True):
     """The signed description of one version of one model."""
 
@@ -166,6 +181,7 @@ class Manifest(_Strict, frozen=True):
     expected: Expected
     lineage: Lineage
     reference: list[Reference] = []
+    probation: Probation | UnsetType = UNSET
 
     def file(self, role: Role) -> File:
         """The single file of `role`; the decoder has checked that model and golden exist."""

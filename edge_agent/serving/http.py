@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from edge_agent.config import Serving
-from edge_agent.serving import metrics
+from edge_agent.serving import metrics, rusage
 from edge_agent.serving.admission import Workers
 from edge_agent.serving.call import Call
 from edge_agent.serving.models import ModelSet
@@ -176,7 +176,7 @@ async def _metrics(service: Service, _request: Request, _names: Names) -> Respon
 
 async def _stats(service: Service, _request: Request, _names: Names) -> Response:
     versions = [counters.snapshot() for counters, _ in service.models.counters()]
-    return json_response(ServingStats(service.pid, service.started_ms, versions))
+    return json_response(ServingStats(service.pid, service.started_ms, versions, rusage.private_bytes()))
 
 
 async def _model_metadata(service: Service, _request: Request, names: Names) -> Response:

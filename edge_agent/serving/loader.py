@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from edge_agent import verified
 from edge_agent.layout import Layout
-from edge_agent.serving import arrays, golden, package, prepared
+from edge_agent.serving import arrays, golden, heap, package, prepared
 from edge_agent.serving.backends.base import Loaded, Spec, open_model
 from edge_agent.serving.tensors import difference
 from edge_contract.errors import BundleRejected, Reason, RequestRejected
@@ -111,6 +111,7 @@ def _warm(opened: Opened, stored: package.Package) -> Opened:
     except BundleRejected:
         opened.model.close()
         raise
+    heap.give_back()
     return opened
 
 

@@ -119,6 +119,7 @@ def render(
     lines += _gauge("edgeward_queue_running", "Requests in a worker.", running)
     lines += _versions(list(versions))
     lines += _gauge("process_resident_memory_bytes", "Resident memory.", rusage.resident_bytes())
+    lines += _gauge("edgeward_private_memory_bytes", "Memory that is no file's.", rusage.private_bytes())
     lines += _gauge("process_cpu_seconds_total", "CPU time.", _cpu_s(), "counter")
     lines += _gauge("process_start_time_seconds", "Start, Unix time.", started_ms / 1000)
     return "\n".join(lines) + "\n"

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from edge_agent import files
 from edge_agent.config import Serving
 from edge_agent.layout import Layout
+from edge_agent.serving import heap
 from edge_agent.serving.loader import Opened, open_version
 from edge_agent.serving.metrics import VersionCounters
 from edge_agent.serving.starts import Starts
@@ -246,7 +247,12 @@ class ModelSet:
                 self._config.drain_timeout_s,
             )
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._loader, old.model.close)
+        await loop.run_in_executor(self._loader, _let_go, old)
+
+
+def _let_go(old: Version) -> None:
+    old.model.close()
+    heap.give_back()
 
 
 def _entry(name: str, slot: _Slot) -> dict[str, str]:

@@ -326,7 +326,7 @@ class ModelDriver:
             ),
             State.PREFLIGHT: lambda: trials.PreflightJob(entry, tools.layout, tools.store, tools.config),
             State.ACTIVATING: lambda: jobs.activate(entry, tools.store, tools.inference),
-            State.PROBATION: lambda: trials.ProbationJob(entry, tools.config, tools.inference),
+            State.PROBATION: lambda: trials.ProbationJob(entry, tools.store, tools.config, tools.inference),
             State.WAITING: lambda: jobs.WaitJob(changes.pause_left_s(entry, now_ms, pause_max_s)),
         }
         start = starts.get(entry.state)

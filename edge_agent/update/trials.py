@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import signal
+from collections import deque
 
 import psutil
+from msgspec import UNSET, UnsetType
 
 from edge_agent import files
 from edge_agent.config import Update
@@ -24,13 +26,14 @@ from edge_agent.update.leash import Limits
 from edge_agent.update.machine import Event
 from edge_agent.update.store import Store
 from edge_contract.errors import DeviceUnfit, EdgewardError, Reason, StorageFault, TransferFailed
-from edge_contract.manifest import interface_change
+from edge_contract.manifest import Probation, interface_change
 
 _OPEN_FILES = 256
 # Somebody else may kill a child (a watchdog, a person, the kernel for another's sake): not at once its fault.
 _MOST_STARTS = 3
 _LOOK_EVERY_MS = 500
 _LONGEST_STEP_MS = 5000
+_MOST_LOOKS = 7200  # an hour
 
 
 class PreflightJob:
@@ -149,16 +152,17 @@ def _interface_refusal(entry: Entry, target: Ref, store: Store) -> Step | None:
 class ProbationJob:
     """Watches the new version's counts; they survive a restart of the inference process as sums."""
 
-    def __init__(self, entry: Entry, config: Update, inference: InferenceClient) -> None:
+    def __init__(self, entry: Entry, store: Store, config: Update, inference: InferenceClient) -> None:
         self.progress = 0.0
         self._entry = entry
-        self._config = config
+        self._config = probation.thresholds(config, _own_thresholds(entry, store))
         self._inference = inference
         self._lifeline = inference.lifeline()
         self._pid = 0
         self._restarts = 0
         self._earlier: list[VersionStats] = []
         self._latest: VersionStats | None = None
+        self._memory: deque[int] = deque(maxlen=_MOST_LOOKS)
         self._last_look_ms = 0
         self._elapsed_s = 0.0
 
@@ -176,8 +180,8 @@ class ProbationJob:
             self._config,
             self._counts() if answering else None,
             self._entry.baseline,
-            restarts=self._restarts,
-            elapsed_s=self._elapsed_s,
+            probation.Process(self._restarts, list(self._memory)),
+            self._elapsed_s,
         )
         if isinstance(verdict, probation.Watch):
             self.progress = verdict.share
@@ -199,9 +203,12 @@ class ProbationJob:
             stats = self._inference.stats()
         except TransferFailed:
             return False
-        if self._pid and stats.pid != self._pid and self._latest is not None:
-            self._earlier.append(self._latest)
+        if self._pid and stats.pid != self._pid:
+            self._memory.clear()
+            if self._latest is not None:
+                self._earlier.append(self._latest)
         self._pid = stats.pid
+        self._memory.append(stats.private_bytes)
         self._latest = version_stats(stats, self._entry.name, self._entry.target)
         return self._latest is not None
 
@@ -212,6 +219,14 @@ class ProbationJob:
         for part in self._earlier:
             total = _sum(total, part)
         return total
+
+
+def _own_thresholds(entry: Entry, store: Store) -> Probation | UnsetType:
+    """What the manifest says on probation; nothing when it cannot be read, which is the loader's to say."""
+    try:
+        return store.manifest_of(entry.target.digest).probation if entry.target else UNSET
+    except EdgewardError:
+        return UNSET
 
 
 def version_stats(stats: ServingStats, name: str, ref: Ref | None) -> VersionStats | None:

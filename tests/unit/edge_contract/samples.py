@@ -18,6 +18,7 @@ from edge_contract.manifest import (
     Manifest,
     Metric,
     Needs,
+    Probation,
     Reference,
     Session,
     Tensor,
@@ -67,6 +68,15 @@ MANIFEST = Manifest(
         metrics=[Metric(name="top1", split="test", value=0.9125, fp32_value=0.9135, samples=2000)],
     ),
     reference=[Reference(output="logits", top1_counts=[101, 99, 100, 100, 100, 100, 100, 100, 98, 102])],
+    probation=Probation(
+        probation_s=120.5,
+        probation_min_requests=200,
+        max_error_rate=0.01,
+        max_latency_factor=2.5,
+        max_tail_factor=4.5,
+        max_drift=0.25,
+        max_memory_growth_bytes=32 << 20,
+    ),
 )
 
 FACTS = Facts(

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from msgspec import UNSET
 
 from edge_agent.config import Update
 from edge_agent.stats import VersionStats, bucket, empty_latency
 from edge_agent.update.probation import (
     Healthy,
+    Process,
     Unhealthy,
     Verdict,
     Watch,
     judge,
     sampling_noise,
+    thresholds,
     total_variation,
 )
 from edge_contract.errors import Reason
+from edge_contract.manifest import Probation
 
 CONFIG = Update(
     probation_s=10.0,
@@ -49,9 +53,10 @@ def verdict(
     *,
     config: Update = CONFIG,
     restarts: int = 0,
+    memory: list[int] | None = None,
     elapsed_s: float = 20.0,
 ) -> Verdict:
-    return judge(config, new, old, restarts=restarts, elapsed_s=elapsed_s)
+    return judge(config, new, old, Process(restarts, memory or []), elapsed_s)
 
 
 def test_enough_time_and_requests_without_a_finding_commit() -> None:
@@ -240,3 +245,91 @@ def test_the_gravest_finding_is_the_one_reported() -> None:
     found = verdict(counts(errors=50, non_finite=2, latency_ms=90.0, top1=[100, 0]), counts(top1=[0, 100]))
     assert isinstance(found, Unhealthy)
     assert found.reason is Reason.NON_FINITE_OUTPUT
+
+
+MB = 1 << 20
+
+
+def test_errors_that_the_version_before_made_too_are_not_the_new_ones_fault() -> None:
+    before = counts(1000, errors=100)
+    assert isinstance(verdict(counts(100, errors=11), before), Healthy)
+    assert isinstance(verdict(counts(100, errors=13), before), Unhealthy)
+    assert isinstance(verdict(counts(100, errors=11), counts(29, errors=10)), Unhealthy)  # too few to tell
+
+
+def test_infinities_by_design_are_a_finding_only_when_there_is_much_more_of_them() -> None:
+    before = counts(1000, non_finite=100)
+    assert isinstance(verdict(counts(100, non_finite=15), before), Healthy)
+    found = verdict(counts(100, non_finite=40), before)
+    assert isinstance(found, Unhealthy)
+    assert found.reason is Reason.NON_FINITE_OUTPUT
+
+
+def with_tail(requests: int, slow: int, slow_ms: float) -> VersionStats:
+    found = counts(requests, latency_ms=5.0)
+    found.latency_counts[bucket(5.0)] -= slow
+    found.latency_counts[bucket(slow_ms)] += slow
+    return found
+
+
+@pytest.mark.parametrize(
+    ("requests", "slow", "slow_ms", "reverted"),
+    [
+        (200, 20, 60.0, True),
+        (199, 20, 60.0, False),  # too few for a tail
+        (200, 8, 60.0, False),  # the tail begins behind them
+        (200, 20, 25.0, False),  # within the factor
+    ],
+)
+def test_a_tail_that_grew_needs_more_samples(
+    requests: int, slow: int, slow_ms: float, reverted: bool
+) -> None:
+    found = verdict(with_tail(requests, slow, slow_ms), counts(1000, latency_ms=5.0))
+    assert isinstance(found, Unhealthy) == reverted
+    if isinstance(found, Unhealthy):
+        assert found.reason is Reason.LATENCY_REGRESSED
+        assert found.detail.startswith("95th percentile")
+
+
+def leaked(memory: list[int], elapsed_s: float = 20.0) -> bool:
+    found = verdict(counts(), memory=memory, elapsed_s=elapsed_s)
+    assert isinstance(found, Watch | Healthy) or found.reason is Reason.MEMORY_LEAK
+    return isinstance(found, Unhealthy)
+
+
+def test_memory_that_grows_beyond_the_limit_is_a_leak_at_once() -> None:
+    assert not leaked([100 * MB, 100 * MB + 64 * MB])
+    assert leaked([100 * MB, 101 * MB + 64 * MB])
+    # Letting go of the version before makes room first: growth counts from the lowest point.
+    assert not leaked([300 * MB, 200 * MB, 250 * MB])
+    assert leaked([300 * MB, 200 * MB, 270 * MB])
+
+
+def test_a_slow_leak_is_known_by_its_trend() -> None:
+    rng = np.random.default_rng(1)
+    looks = np.arange(60)
+    noise = rng.integers(0, MB // 2, 60)
+    assert leaked((100 * MB + looks * MB // 4 + noise).tolist())
+    assert not leaked((100 * MB + looks * MB // 16 + noise).tolist())  # 4 MB over all: no more than noise
+    assert not leaked((100 * MB + looks[:19] * MB // 2).tolist())  # too early for a trend
+    assert not leaked((100 * MB + looks * MB // 4).tolist(), elapsed_s=9.0)  # the window is not over
+
+
+def test_pools_and_caches_that_fill_up_are_no_leak() -> None:
+    looks = np.arange(120)
+    filling = 100 * MB + (30 * MB * (1 - np.exp(-looks / 15))).astype(int)
+    steps = 100 * MB + np.minimum(looks // 10, 4) * 8 * MB
+    for shape in (filling, steps, np.full(120, 100 * MB)):
+        for length in range(60, 121, 5):
+            if leaked(shape[:length].tolist()):
+                pytest.fail(f"{length} looks of {shape[:length] // MB}")
+
+
+def test_a_manifest_says_what_its_model_is_held_to() -> None:
+    assert thresholds(CONFIG, UNSET) is CONFIG
+    own = thresholds(CONFIG, Probation(max_error_rate=0.5, probation_s=200.0))
+    assert (own.max_error_rate, own.probation_s) == (0.5, 200.0)
+    assert (own.max_drift, own.probation_min_requests) == (CONFIG.max_drift, CONFIG.probation_min_requests)
+    assert isinstance(verdict(counts(errors=40), config=own), Watch)
+    # Longer than the longest of the device: its own window counts.
+    assert isinstance(verdict(counts(3), config=own, elapsed_s=150.0), Watch)
