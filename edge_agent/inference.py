@@ -44,6 +44,7 @@ class Loaded(NamedTuple):
     digest: str
     ready: bool
     reason: Reason  # why it is not what the disk names; OK when it is
+    form: str = ""  # which form of the model is in memory: see serving/loader.py
 
 
 class InferenceClient:
@@ -61,7 +62,12 @@ class InferenceClient:
         try:
             return [
                 Loaded(
-                    e["name"], e["version"], e["digest"], e["state"] == "READY", Reason(e["reason"] or "ok")
+                    e["name"],
+                    e["version"],
+                    e["digest"],
+                    e["state"] == "READY",
+                    Reason(e["reason"] or "ok"),
+                    str(e.get("form", "")),
                 )
                 for e in json.loads(self._answer("POST", "/v2/repository/index", timeout_s))
             ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import faulthandler
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from edge_contract.errors import DeviceUnfit, EdgewardError, Reason, RequestReje
 from edge_contract.manifest import Name
 
 _log = logging.getLogger("edge_agent.serving")
+_STDERR = 2
 
 
 class Note(NamedTuple):
@@ -214,7 +216,13 @@ class ModelSet:
         return await loop.run_in_executor(self._loader, self._open_now, name, digest)
 
     def _open_now(self, name: str, digest: str) -> Opened:
+        """In the loader's thread. A load that hangs cannot be interrupted, so it ends the process.
+
+        The timer runs without the interpreter, which a hanging runtime may hold. It writes where every thread
+        is and ends the process; at a start, that is one that the version did not survive.
+        """
         self._loading = True
+        faulthandler.dump_traceback_later(self._config.load_timeout_s, exit=True, file=_STDERR)
         try:
             return open_version(self._layout, name, digest)
         except MemoryError as e:
@@ -224,6 +232,7 @@ class ModelSet:
                 "deploy a smaller version, or serve fewer models on this device",
             ) from e
         finally:
+            faulthandler.cancel_dump_traceback_later()
             self._loading = False
 
     def _flip(self, slot: _Slot, opened: Opened) -> Version:

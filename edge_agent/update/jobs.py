@@ -8,12 +8,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.inference import InferenceClient
+from edge_agent.inference import InferenceClient, Lifeline
 from edge_agent.update.changes import STORE_AT_FAULT, Step
 from edge_agent.update.children import Child, Ended
 from edge_agent.update.journal import Entry, Ref
@@ -33,6 +33,7 @@ _FETCH_TIMEOUT_S = 24 * 3600.0
 _LOAD_TIMEOUT_S = 120.0
 _PATIENCE_S = 60.0
 _PAUSE_S = 0.3
+_MOST_ENDS = 1
 
 
 class Job(Protocol):
@@ -143,7 +144,8 @@ def activate(entry: Entry, store: Store, inference: InferenceClient) -> ThreadJo
     def work() -> Step:
         try:
             load = partial(inference.load, entry.name, target.digest, _LOAD_TIMEOUT_S)
-            _patiently(load)
+            with closing(inference.lifeline()) as lifeline:
+                _patiently(_survived(load, lifeline))
             store.point(entry.name, target, previous)
             # Nothing to do, unless the process fell over in between and has read the old link. If it is
             # down at this moment, it will read the new one.
@@ -156,6 +158,30 @@ def activate(entry: Entry, store: Store, inference: InferenceClient) -> ThreadJo
         return Step(Event.ACTIVATED)
 
     return ThreadJob(work)
+
+
+def _survived(load: Callable[[], None], lifeline: Lifeline) -> Callable[[], None]:
+    """`load`, given up when the inference process ends again and again while it is at it.
+
+    One end may be somebody else's doing. Each costs requests, so patience must not go on.
+    """
+    ends = 0
+
+    def attempt() -> None:
+        nonlocal ends
+        try:
+            load()
+        except TransferFailed as e:
+            ends += lifeline.broke()
+            if ends <= _MOST_ENDS:
+                raise
+            raise BundleRejected(
+                Reason.CANDIDATE_CRASHED,
+                f"the inference process ended {ends} times while it loaded this version",
+                "do not deploy this version; see the log of edge-inference.service",
+            ) from e
+
+    return attempt
 
 
 def _undone(entry: Entry, store: Store, inference: InferenceClient) -> bool:

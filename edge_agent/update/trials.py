@@ -46,12 +46,11 @@ class PreflightJob:
         if entry.target is None:
             raise RuntimeError("a preflight without a target")
         self.progress = 0.0
-        self._config = config
-        self._folder = layout.version(entry.target.digest)
-        self._prepared = layout.prepared
+        self._layout, self._config = layout, config
+        self._digest = entry.target.digest
         self._starts = 0
         self._passed = False
-        self._memory_bytes = 0
+        self._limits = Limits()
         self._child: Child | None = None
         self._refusal = _interface_refusal(entry, entry.target, store) or _room_refusal(entry.target, store)
         if self._refusal is None:
@@ -78,43 +77,50 @@ class PreflightJob:
 
     def _start(self) -> None:
         self._starts += 1
-        config = self._config
-        # More than there is would end in the kernel's choice of whom to kill, and that may be the server.
-        self._memory_bytes = min(config.preflight_memory_bytes, psutil.virtual_memory().available)
-        form_bytes = max(0, files.free_bytes(self._folder) - config.disk_reserve_bytes)
-        form_bytes = min(form_bytes, config.prepared_max_bytes)
-        arguments = ["preflight", str(self._folder), "--json"]
-        arguments += ["--latency-factor", str(config.preflight_latency_factor)]
-        arguments += ["--memory-factor", str(config.preflight_memory_factor)]
-        arguments += ["--free-bytes", str(config.preflight_free_bytes)]
-        if config.prepared_max_bytes:
-            arguments += ["--prepare", str(self._prepared), "--prepare-bytes", str(form_bytes)]
-        limits = Limits(
-            memory_bytes=self._memory_bytes,
-            cpu_s=math.ceil(config.preflight_timeout_s),
-            open_files=_OPEN_FILES,
-            file_bytes=max(form_bytes, 1),
-            confined=True,
-            expendable=True,
-        )
-        self._child = Child(arguments, timeout_s=config.preflight_timeout_s, limits=limits)
+        self._limits = preflight_limits(self._layout, self._config)
+        self._child = preflight_child(self._layout, self._digest, self._config, self._limits)
 
     def _finding(self, ended: Ended) -> Step:
         reason, detail = ended.failure()
         if ended.code in (DeviceUnfit.exit_code, StorageFault.exit_code):
             return Step(Event.UNFIT, reason, detail)
         if ended.code == -signal.SIGXCPU:
-            used = math.ceil(self._config.preflight_timeout_s)
-            reason, detail = (
-                Reason.CANDIDATE_HUNG,
-                f"the child used more than {used} s of CPU time and was killed",
-            )
+            reason = Reason.CANDIDATE_HUNG
+            detail = f"the child used more than {self._limits.cpu_s} s of CPU time and was killed"
         if ended.code == -signal.SIGKILL and not ended.hung:
             detail = f"the child was killed {self._starts} times, as the kernel does when memory runs out"
-        if reason is Reason.MEMORY_EXCEEDED and self._memory_bytes < self._config.preflight_memory_bytes:
+        if (
+            reason is Reason.MEMORY_EXCEEDED
+            and self._limits.memory_bytes < self._config.preflight_memory_bytes
+        ):
             # On an emptier device it may do: no verdict on the bundle.
             return Step(Event.UNFIT, Reason.MEMORY_TOO_SMALL, f"preflight: {detail}")
         return Step(Event.REJECTED, reason, f"preflight: {detail}")
+
+
+def preflight_limits(layout: Layout, config: Update) -> Limits:
+    """What a candidate's child may take now. Raises StorageFault."""
+    room_bytes = max(0, files.free_bytes(layout.store) - config.disk_reserve_bytes)
+    return Limits(
+        # More than there is would end in the kernel's choice of whom to kill, and that may be the server.
+        memory_bytes=min(config.preflight_memory_bytes, psutil.virtual_memory().available),
+        cpu_s=math.ceil(config.preflight_timeout_s),
+        open_files=_OPEN_FILES,
+        file_bytes=max(1, min(room_bytes, config.prepared_max_bytes)),
+        confined=True,
+        expendable=True,
+    )
+
+
+def preflight_child(layout: Layout, digest: str, config: Update, limits: Limits) -> Child:
+    """`edge-agent preflight` of a stored version, which then makes its prepared form. Raises StorageFault."""
+    arguments = ["preflight", str(layout.version(digest)), "--json"]
+    arguments += ["--latency-factor", str(config.preflight_latency_factor)]
+    arguments += ["--memory-factor", str(config.preflight_memory_factor)]
+    arguments += ["--free-bytes", str(config.preflight_free_bytes)]
+    if config.prepared_max_bytes:
+        arguments += ["--prepare", str(layout.prepared), "--prepare-bytes", str(limits.file_bytes)]
+    return Child(arguments, timeout_s=config.preflight_timeout_s, limits=limits)
 
 
 def _room_refusal(target: Ref, store: Store) -> Step | None:

@@ -23,6 +23,7 @@ from edge_agent.update.journal import NO_PERMISSIONS, Permissions, Ref
 from edge_agent.update.levels import with_generation
 from edge_agent.update.recheck import Recheck
 from edge_agent.update.rejected import Rejected
+from edge_agent.update.remake import Remake
 from edge_agent.update.store import Store
 from edge_contract import wire
 from edge_contract.errors import MessageRejected, Reason, StorageFault
@@ -55,6 +56,7 @@ class Updater:
             in_use=self._in_use,
         )
         self._drivers: dict[str, ModelDriver] = {}
+        self._remake = Remake(self._layout, self._store, config.update)
         self._desired: wire.Desired | None = None
         self._unwritten: wire.Desired | None = None
         self._unread: list[Callable[[int], None]] = [
@@ -111,6 +113,7 @@ class Updater:
 
         Raises StorageFault; it is noticed again.
         """
+        self._remake.notice(loaded)
         for entry in loaded:
             driver = self._drivers.get(entry.name)
             if driver is not None and entry.reason is not Reason.OK:
@@ -128,10 +131,12 @@ class Updater:
             driver.tick(now_ms)
             if driver.gone:
                 self._forget(name, now_ms)
+        self._remake.tick(idle=all(driver.idle for driver in self._drivers.values()))
 
     def stop(self) -> None:
         """End all children."""
         self._recheck.stop()
+        self._remake.stop()
         for driver in self._drivers.values():
             driver.stop()
 
