@@ -13,6 +13,7 @@ import click
 from edge_contract.console import Program, json_option, print_json
 from edge_contract.errors import Reason, TransferFailed
 from fleet import options
+from fleet.certificates_commands import certificates
 from fleet.registry.commands import registry
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def main() -> None:
 
 
 main.add_command(registry)
+main.add_command(certificates)
 
 
 @main.command()

@@ -9,7 +9,7 @@ import msgspec
 from edge_contract import canonical, wire
 from fleet.inventory import Progress
 from fleet.render import at, clean, size
-from fleet.watch import Item, Seen, Turned, Unreadable
+from fleet.watch import Doubled, Item, Seen, Turned, Unreadable
 
 
 def to_line(item: Item, now_ms: int) -> str:
@@ -19,6 +19,11 @@ def to_line(item: Item, now_ms: int) -> str:
     if isinstance(item, Turned):
         return clean(
             f"{at(now_ms)} {item.device} is {item.presence.status} (session {item.presence.session})"
+        )
+    if isinstance(item, Doubled):
+        return clean(
+            f"{at(now_ms)} {item.device} came online with session {item.presence.session}, which is not newer"
+            " than its last: two devices may have this id"
         )
     if isinstance(item, Unreadable):
         return clean(f"{at(now_ms)} {item.device} sent something unreadable: {item.problem}")
@@ -37,6 +42,8 @@ def to_plain(item: Item) -> list[dict[str, Any]]:
         return [{"type": "record", **key, "lost": r.lost, "payload": r.payload}]
     if isinstance(item, Turned):
         return [{"type": "presence", "device": item.device, **msgspec.to_builtins(item.presence)}]
+    if isinstance(item, Doubled):
+        return [{"type": "doubled", "device": item.device, **msgspec.to_builtins(item.presence)}]
     if isinstance(item, Unreadable):
         return [{"type": "unreadable", "device": item.device, "problem": item.problem}]
     return [_gap(item, index) for index in range(len(item.gaps))]

@@ -48,6 +48,14 @@ class Turned:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubled:
+    """Two clients speak as one device: a session came online that is not newer than the last."""
+
+    device: str
+    presence: wire.Presence
+
+
+@dataclass(frozen=True, slots=True)
 class Unreadable:
     """A message that this version cannot read. It is never acknowledged."""
 
@@ -55,7 +63,7 @@ class Unreadable:
     problem: str
 
 
-Item = Seen | Turned | Unreadable | Progress
+Item = Seen | Turned | Doubled | Unreadable | Progress
 
 
 class Watcher:
@@ -66,7 +74,7 @@ class Watcher:
         self._bus = bus
         self._inventory = inventory
         self._topics = wire.Topics(tenant, device or "+")
-        self._sessions: dict[str, int] = {}
+        self._online: dict[str, wire.Presence] = {}
         self._asked: dict[Stream, tuple[float, int]] = {}
 
     def run(self, limits: Limits, stop: Stop, show: Callable[[Item], None]) -> None:
@@ -134,8 +142,12 @@ class Watcher:
         self._asked[progress.stream] = (now_s, progress.missing)
         return progress.missing >= missing
 
-    def _turned(self, device: str, presence: wire.Presence) -> Iterator[Turned]:
-        newest = self._sessions.get(device, 0)
-        if not is_stale(presence, newest):
-            self._sessions[device] = max(newest, presence.session)
+    def _turned(self, device: str, presence: wire.Presence) -> Iterator[Turned | Doubled]:
+        last = self._online.get(device)
+        if presence.status == "online":
+            self._online[device] = presence
+            # The retained message comes again, as it was, whenever this program connects anew.
+            if last is not None and last != presence and presence.session <= last.session:
+                yield Doubled(device, presence)
+        if last is None or not is_stale(presence, last.session):
             yield Turned(device, presence)

@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from edge_agent.config import Config
-from edge_agent.messaging.mqtt import Connected, Disconnected, Message, MqttClient, Notice, Taken, Will
+from edge_agent.messaging.mqtt import (
+    SHORT_S,
+    Connected,
+    Disconnected,
+    Message,
+    MqttClient,
+    Notice,
+    Taken,
+    Will,
+)
 from edge_agent.messaging.outbox import Outbox
 from edge_agent.messaging.pace import MAX_IN_HAND, NO_SUBSCRIBERS, Pace
 from edge_contract import canonical, wire
@@ -29,7 +38,9 @@ _STATE_EVERY_MS = 250
 # Without an answer of the broker to what is in hand for so many keepalives, the client is given up.
 _STALL_KEEPALIVES = 2
 # A second device with this id is told once in so long: the two throw each other out again and again.
-_TAKEN_OVER_EVERY_MS = 3_600_000
+_DOUBLE_EVERY_MS = 3_600_000
+# Not every broker says that a session was taken over; so many short sessions within this time say it too.
+_THROWN_OUT_TIMES, _THROWN_OUT_WITHIN_MS = 3, 120_000
 # Retained messages may be dropped where a session's queue is full, so the order is asked for again.
 _ASK_AGAIN_MS = (10_000, 600_000)
 _MAX_REPLIES = 64
@@ -82,7 +93,9 @@ class Link:
         self._said: wire.State | None = None
         self._said_ms: int | None = None
         self._ask_again_ms = 0
-        self._told_taken_over_ms: int | None = None
+        self._connected_ms = 0
+        self._thrown_out: list[int] = []
+        self._told_double_ms: int | None = None
         self._told_refusals: set[int] = set()
         will = Will(self.topics.presence, lambda session: self._presence("offline", session))
         subscriptions = [self.topics.desired, self.topics.command, self.topics.ack]
@@ -157,8 +170,11 @@ class Link:
             self._pace.looked(ask, len(rows))
 
     def _connected(self, event: Connected, now_ms: int) -> None:
-        log.info("connected to the broker (session %d)", event.session)
+        log.info(
+            "connected to the broker (session %d%s)", event.session, ", resumed" if event.resumed else ""
+        )
         self.connected, self.detail, self._session = True, "connected", event.session
+        self._connected_ms = now_ms
         self._begin(now_ms)
         self._said = None
         self._ask_again_ms = now_ms + _ASK_AGAIN_MS[0]
@@ -169,17 +185,25 @@ class Link:
     def _disconnected(self, event: Disconnected, now_ms: int) -> None:
         if event.detail != self.detail:  # once for each cause, not at each attempt
             log.warning("not connected to the broker: %s", event.detail)
+        short = self.connected and now_ms - self._connected_ms < SHORT_S * 1000
         self.connected, self.detail = False, event.detail
         self._begin(now_ms)
-        told_ms = self._told_taken_over_ms
-        if event.taken_over and (told_ms is None or now_ms - told_ms >= _TAKEN_OVER_EVERY_MS):
-            self._told_taken_over_ms = now_ms
-            detail = (
-                f"another client connected to the broker as {self._device!r}: two devices have one id,"
-                " or the same agent runs twice"
-            )
-            log.error("%s", detail)
-            self._report("link", Reason.DUPLICATE_DEVICE, detail)
+        self._thrown_out = [ms for ms in self._thrown_out if now_ms - ms < _THROWN_OUT_WITHIN_MS]
+        self._thrown_out += [now_ms] if short else []
+        if event.taken_over:
+            self._suspect(f"another client connected to the broker as {self._device!r}", now_ms)
+        elif len(self._thrown_out) >= _THROWN_OUT_TIMES:
+            often = f"{len(self._thrown_out)} sessions in a row ended soon after they began"
+            self._suspect(f"{often}: perhaps another client connects as {self._device!r}", now_ms)
+
+    def _suspect(self, detail: str, now_ms: int) -> None:
+        told_ms = self._told_double_ms
+        if told_ms is not None and now_ms - told_ms < _DOUBLE_EVERY_MS:
+            return
+        self._told_double_ms = now_ms
+        detail += "; two devices may have one id, or the same agent runs twice"
+        log.error("%s", detail)
+        self._report("link", Reason.DUPLICATE_DEVICE, detail)
 
     def _begin(self, now_ms: int) -> None:
         """Nothing is in the client's hands any more."""

@@ -36,6 +36,8 @@ log = logging.getLogger("edge_agent.mqtt")
 _FIRST_PAUSE_S = 0.5
 _LOOP_S = 1.0
 _CONNECT_S = 10.0
+# A session that ends sooner counts as a failed attempt.
+SHORT_S = 10.0
 # A step of the thread may take so long beyond what it was meant to: names and handshakes can hang.
 _GRACE_S = 60.0
 # Threads that were given up and still hang somewhere; more would only add to the trouble.
@@ -190,7 +192,7 @@ class _Line(threading.Thread):
         self._inbox = inbox
         self._stopping = threading.Event()
         self._given_up = False
-        self._welcome = self._taken_over = False
+        self._welcome_s = 0.0
         self._session = 0
         self._context: tls.Context | None = None
         self._stamp: tls.Stamp = ()
@@ -200,7 +202,7 @@ class _Line(threading.Thread):
     def run(self) -> None:
         failures = 0
         while not self._stopping.is_set():
-            self._welcome = self._taken_over = False
+            self._welcome_s = 0.0
             self._begin("connecting", 3 * _CONNECT_S)
             detail = self._connect()
             renewed = self._converse() if not detail else False
@@ -212,7 +214,8 @@ class _Line(threading.Thread):
             # A broker that takes the connection and ends it (bad password, overload) is a failure too,
             # and one that restarts must not get its whole fleet back at the same moment. Two devices
             # with one id throw each other out: they must not do so in a hurry.
-            failures = 0 if self._welcome and not self._taken_over else failures
+            lasted_s = time.monotonic() - self._welcome_s if self._welcome_s else 0.0
+            failures = 0 if lasted_s > SHORT_S else failures
             cap_s = min(self._config.reconnect_max_s, _FIRST_PAUSE_S * 2**failures)
             failures = min(failures + 1, 16)
             pause_s = random.uniform(_FIRST_PAUSE_S / 10, cap_s)  # noqa: S311 - full jitter
@@ -258,7 +261,7 @@ class _Line(threading.Thread):
             self._begin("waiting for the broker", _LOOP_S)
             if self._stopping.is_set() and not self.client.want_write():
                 break
-            if self._welcome and not renewing and self._is_renewed():
+            if self._welcome_s and not renewing and self._is_renewed():
                 renewing = True
                 self.client.disconnect()
         self._close()
@@ -334,16 +337,15 @@ class _Line(threading.Thread):
         if reason.is_failure:
             self._tell(Disconnected(f"the broker refused the connection: {reason}"))
             return
-        self._welcome = True
+        self._welcome_s = time.monotonic()
         self.subscribe(self._subscriptions)
         self._tell(Connected(self._session, bool(flags.session_present)))
 
     def _on_disconnect(
         self, client: paho.Client, userdata: Any, flags: Any, reason: ReasonCode, properties: Any
     ) -> None:
-        self._taken_over = reason.value == _SESSION_TAKEN_OVER
         fault = self._context.fault if self._context is not None else ""
-        self._tell(Disconnected(fault or str(reason), self._taken_over))
+        self._tell(Disconnected(fault or str(reason), reason.value == _SESSION_TAKEN_OVER))
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         properties = message.properties

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,8 +46,15 @@ class Operator:
     """Subscribed to everything below `up/` of one device."""
 
     def __init__(
-        self, host: str, port: int, tenant: str, device: str, key: Ed25519PrivateKey | None = None
+        self,
+        host: str,
+        port: int,
+        tenant: str,
+        device: str,
+        key: Ed25519PrivateKey | None = None,
+        tls: tuple[Path, Path, Path] | None = None,
     ) -> None:
+        """`key` signs what is said; `tls` names CA, certificate and its key for the broker."""
         self.topics = wire.Topics(tenant, device)
         self.tenant, self.device, self.key = tenant, device, key
         self.heard: list[Heard] = []
@@ -62,6 +70,8 @@ class Operator:
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_message = self._on_message
         self._client.reconnect_delay_set(1, 1)
+        if tls is not None:
+            self._client.tls_set(*map(str, tls))
 
     def _on_message(self, client: mqtt.Client, userdata: object, message: mqtt.MQTTMessage) -> None:
         heard = Heard(

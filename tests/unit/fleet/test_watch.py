@@ -162,6 +162,7 @@ def test_a_gap_is_told_after_a_while_and_never_acknowledged(
     acked(device, ("event", 0), ("event", 0))
     assert device.acks[-1].have == [(3, 3)]
     device.send(event(1))
+    acked(device, ("event", 0), ("event", 0), ("event", 1))
     device.send(event(2))
     acked(device, ("event", 0), ("event", 0), ("event", 1), ("event", 3))
     assert watch.end()[0] == 0
@@ -202,6 +203,19 @@ def test_a_late_death_is_not_shown(device: Device, where: tuple[object, ...]) ->
     device.say_raw(device.topics.presence, canonical.to_bytes(late))
     device.send(event(1))
     assert "step 1" in watch.line()
+    assert watch.end()[0] == 0
+
+
+def test_two_devices_with_one_id_are_shown(device: Device, where: tuple[object, ...]) -> None:
+    watch = Watch(*where)
+    watch.line()
+    double = wire.Presence(1, "online", device.session, now_ms() + 5)
+    device.say_raw(device.topics.presence, canonical.to_bytes(double))
+    assert "a came online with session 1, which is not newer than its last" in watch.line()
+    assert "a is online (session 1)" in watch.line()
+    later = wire.Presence(1, "online", 2, now_ms() + 9)
+    device.say_raw(device.topics.presence, canonical.to_bytes(later))
+    assert "a is online (session 2)" in watch.line()
     assert watch.end()[0] == 0
 
 
