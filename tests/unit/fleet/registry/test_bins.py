@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,8 @@ def test_two_thousand_versions_take_little(many: RegistryFolder, tmp_path: Path)
     assert found is not None
     assert found.length == len("models/fashion/1234.json")
     assert device.fetched_bytes < 20_000, device.fetched
+    top = json.loads((device.state / "targets.json").read_bytes())["signed"]
+    assert list(top["targets"]) == ["operators.json"]
     # The next day, with a new timestamp and snapshot:
     many.refresh()
     assert device.find(target_name("fashion", "1234")) is not None
