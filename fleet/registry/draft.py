@@ -53,7 +53,7 @@ class Draft:
             meta = self._snapshot.meta["targets.json"]
             top = self._verified(Targets, f"{meta.version}.targets.json", meta)
             self.tree = tree.Tree(top, self._snapshot, lambda name, _: self._bytes(name), None)
-            self.tree.every()
+            self.tree.load()
         except (RepositoryError, ValueError, KeyError) as e:
             raise fault(location, e) from e
         self._trusted_root = deepcopy(self._root)

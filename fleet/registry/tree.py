@@ -54,15 +54,19 @@ class Tree:
 
     def every(self) -> Mapping[str, TargetFile]:
         """All targets that a client would find."""
-        for shelf in self.shelves():
-            for name in bins_of(self.role(shelf, shelves.TOP)):
-                self.role(name, shelf)
+        self.load()
         found = {}
         for role in list(self.roles.values()):
             for name, target in role.targets.items():
                 if self.find(name) is target:
                     found[name] = target
         return found
+
+    def load(self) -> None:
+        """Fetch and judge every role."""
+        for shelf in self.shelves():
+            for name in bins_of(self.role(shelf, shelves.TOP)):
+                self.role(name, shelf)
 
     def shelves(self) -> list[str]:
         """The roles that `targets` names. One that has signed nothing yet is among them."""
