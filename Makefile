@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 READY := $(VENV)/.installed $(VENV)/.system
 
-# Debian packages with the programs that the tests start: a real broker, fault injection, unit checks.
-SYSTEM_PACKAGES := python3-venv mosquitto strace systemd
+# Debian packages with the programs that the tests start: a real broker, fault injection, unit checks, keys
+# in a (software) security module.
+SYSTEM_PACKAGES := python3-venv mosquitto strace systemd softhsm2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
