@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -16,6 +16,8 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Bytes = Annotated[int, Meta(ge=1)]
 Seconds = Positive
 Times = Annotated[int, Meta(ge=1)]
+# `01:00-05:00`, local time, or `01:00-05:00 UTC`; update/window.py reads it.
+WindowText = Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d( UTC)?)?\Z")]
 
 
 class Broker(Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,7 +37,7 @@ class Broker(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Registry(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where bundles come from, the pinned root of trust, and how bytes may come."""
+    """Where bundles come from, the pinned root of trust, and when and how bytes may come."""
 
     url: str = "http://127.0.0.1:8000"
     root: str = "/etc/edgeward/root.json"
@@ -49,6 +51,10 @@ class Registry(Struct, frozen=True, forbid_unknown_fields=True):
     low_speed_s: Seconds = 60.0
     deadline_s: Seconds = 21600.0
     max_rate_bytes_per_s: Annotated[int, Meta(ge=0)] = 0
+    window: WindowText = ""
+    metered: Literal["auto", "yes", "no"] = "auto"
+    metered_max_bytes: Annotated[int, Meta(ge=0)] = 4 << 20
+    keep_parts_s: Seconds = 1209600.0
 
 
 class Serving(Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ state_dir/
 run_dir/
   control.sock    repository and statistics, for the control process
   inference.sock  clients
+  metered         while it is there, downloads are kept small ([registry] metered)
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Layout:
         self.outbox = self.state / "outbox.db"
         self.control_lock = self.state / "control.lock"
         self.up_lock = self.run / "up.lock"
+        self.metered = self.run / "metered"
         self.control_socket = self.run / "control.sock"
         self.inference_socket = (
             Path(config.serving.socket) if config.serving.socket else self.run / "inference.sock"

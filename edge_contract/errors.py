@@ -44,6 +44,8 @@ class Reason(StrEnum):
     # transfer and storage
     REGISTRY_UNREACHABLE = "registry_unreachable"
     BLOB_MISSING = "blob_missing"
+    OUTSIDE_WINDOW = "outside_window"
+    METERED = "metered"
     BROKER_UNREACHABLE = "broker_unreachable"
     DUPLICATE_DEVICE = "duplicate_device"
     LINK_STALLED = "link_stalled"

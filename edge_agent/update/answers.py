@@ -14,6 +14,7 @@ from edge_agent.update.pacing import retry_after_s
 from edge_contract.errors import BundleRejected, EdgewardError, Reason, TransferFailed
 
 NEXT_STEP = "the device tries again by itself; check the network and the registry if this repeats"
+# Statuses that say "later"; every other 4xx is final for this attempt.
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NO_ENTRY = frozenset({401, 403, 407})
 _BAD_RANGE = 416
@@ -46,6 +47,10 @@ class Postponed(TransferFailed):
 
 class BeginAnew(TransferFailed):
     """What came was thrown away; a new beginning is worth it."""
+
+
+class TooLong(TransferFailed):
+    """More came than belongs to the blob, so that what came is no progress."""
 
 
 class Later(TransferFailed):
@@ -105,10 +110,11 @@ class Dialogue:
         """The body ended before the blob did."""
         return self._wrong(f"ended after {have} of {self._size_bytes} bytes", Reason.REGISTRY_UNREACHABLE)
 
-    def too_long(self) -> TransferFailed:
+    def too_long(self) -> TooLong:
         """The body goes on after the blob's end."""
         self._ranges = False
-        return self._wrong(f"sends more than the {self._size_bytes} bytes that signed metadata allows")
+        what = f"{self._url} sends more than the {self._size_bytes} bytes that signed metadata allows"
+        return TooLong(Reason.DIGEST_MISMATCH, what, NEXT_STEP)
 
     def wrong_content(self, sha256: str, *, in_one_piece: bool) -> EdgewardError:
         """All bytes are here with another digest; the second time in one piece, the registry is to blame."""

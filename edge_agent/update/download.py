@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edge_agent import files
 from edge_agent.config import Registry
-from edge_agent.update.answers import BeginAnew, BlobMissing, Dialogue, Later, Next, Postponed
+from edge_agent.update.answers import BeginAnew, BlobMissing, Dialogue, Later, Next, Postponed, TooLong
 from edge_agent.update.http import Client, Response, closing, shown
 from edge_agent.update.pacing import LONGEST_PAUSE_S, LowSpeed, Rate, backoff_s
 from edge_agent.update.part import Part
@@ -26,7 +26,7 @@ __all__ = ["BlobMissing", "Downloader", "Postponed"]
 _RECEIVE_BYTES = 64 << 10
 _LOOK_EVERY_S = 1.0
 
-# Called with what was found or received, in bytes; negative, what was thrown away again.
+# Called with what came, in bytes; negative, what was thrown away again.
 Progress = Callable[[int], None]
 # Called about once a second with the bytes that the blob still lacks; raises Postponed.
 Gate = Callable[[int], None]
@@ -79,7 +79,6 @@ class Downloader:
         blob = File("model", sha256, size_bytes, sha256)
         done = self._staging / sha256
         if file_matches(done, blob):
-            self._progress(size_bytes)
             return done
         with Part(self._staging / f"{sha256}.part", size_bytes, self._progress) as part:
             work = _Work(f"{self._client.base}/{path}", blob, part, done)
@@ -107,7 +106,8 @@ class Downloader:
                 failures, furthest, pause_s = 0, 0, random.uniform(0, backoff_s(1))  # noqa: S311
             except TransferFailed as e:
                 # A link that gets on, however often it is cut, is not given up.
-                failures = 1 if work.part.length > furthest else failures + 1
+                progress = work.part.length > furthest and not isinstance(e, TooLong)
+                failures = 1 if progress else failures + 1
                 furthest = max(furthest, work.part.length)
                 if failures >= self._registry.retries:
                     raise
@@ -162,6 +162,14 @@ class Downloader:
             least = min(least, self._registry.max_rate_bytes_per_s / 2)
         return LowSpeed(least, self._registry.low_speed_s, now_s)
 
+    def _too_slow(self, work: _Work) -> TransferFailed:
+        bound = f"{self._registry.low_speed_bytes_per_s} bytes a second for {self._registry.low_speed_s:g} s"
+        return TransferFailed(
+            Reason.REGISTRY_UNREACHABLE,
+            f"{work.shown} came slower than {bound}",
+            "it goes on over a new connection; lower [registry] low_speed_bytes_per_s for such a link",
+        )
+
     def _look(self, work: _Work) -> None:
         """Whether to go on: the deadline, the gate, and another process that may have brought the blob."""
         part = work.part
@@ -184,11 +192,3 @@ class Downloader:
         if asked_s > LONGEST_PAUSE_S:
             raise Postponed(error.reason, error.what, error.next_step, asked_s) from error
         return asked_s + pause_s
-
-    def _too_slow(self, work: _Work) -> TransferFailed:
-        bound = f"{self._registry.low_speed_bytes_per_s} bytes a second for {self._registry.low_speed_s:g} s"
-        return TransferFailed(
-            Reason.REGISTRY_UNREACHABLE,
-            f"{work.shown} came slower than {bound}",
-            "it goes on over a new connection; lower [registry] low_speed_bytes_per_s for such a link",
-        )

@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import SplitResult, urljoin, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
@@ -25,10 +26,18 @@ from edge_agent.update.network_faults import described
 from edge_contract.errors import Reason, TransferFailed
 
 Response = urllib3.BaseHTTPResponse
+_CHUNK_BYTES = 64 << 10
 _REDIRECTS = 5
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _PORTS = {"http": 80, "https": 443}
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Streams(Protocol):
+    """Something that gives bodies by URL: a registry, or a copy of one."""
+
+    def stream(self, url: str) -> Iterator[bytes]:
+        """The body, piece by piece. Raises TransferFailed; `HttpStatus` for what is refused or not there."""
 
 
 class Client:
@@ -68,7 +77,7 @@ class Client:
         with closing(url, response):
             if response.status != 200:
                 raise HttpStatus(url, response.status)
-            while chunk := response.read1(64 << 10, decode_content=False):
+            while chunk := response.read1(_CHUNK_BYTES, decode_content=False):
                 yield chunk
 
     def _ask(self, url: str, headers: Mapping[str, str]) -> Response:

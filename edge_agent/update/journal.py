@@ -79,6 +79,17 @@ def load(layout: Layout, name: str, now_ms: int) -> tuple[Entry, str]:
     return found or fresh, ""
 
 
+def needed(layout: Layout, name: str) -> set[str]:
+    """Digests of versions that the update under way may serve next. For other processes: changes nothing.
+
+    Raises DecodeFault or StorageFault when the journal does not say.
+    """
+    entry = sealed.read(layout.journal_file(name), Entry)
+    if entry is None or entry.state is State.IDLE:
+        return set()
+    return {ref.digest for ref in (entry.target, entry.base, entry.older) if ref is not None}
+
+
 def save(layout: Layout, entry: Entry) -> None:
     """Make the entry durable. Raises StorageFault and leaves the entry before."""
     files.make_folder(layout.journal)

@@ -10,7 +10,7 @@ import time
 
 from edge_agent.config import Registry
 from edge_agent.update.answers import AGAIN
-from edge_agent.update.http import Client, HttpStatus, shown
+from edge_agent.update.http import HttpStatus, Streams, shown
 from edge_agent.update.pacing import LowSpeed, backoff_s
 from edge_contract.errors import Reason, TransferFailed
 
@@ -19,7 +19,7 @@ class TooLong(Exception):
     """The other end sends more than the file may have."""
 
 
-def fetch(client: Client, registry: Registry, url: str, limit_bytes: int) -> bytes:
+def fetch(client: Streams, registry: Registry, url: str, limit_bytes: int) -> bytes:
     """The file's bytes. Raises TransferFailed, of it HttpStatus, and TooLong."""
     failures = 0
     while True:
@@ -33,7 +33,7 @@ def fetch(client: Client, registry: Registry, url: str, limit_bytes: int) -> byt
         time.sleep(random.uniform(0, backoff_s(failures)))  # noqa: S311 - full jitter
 
 
-def _once(client: Client, registry: Registry, url: str, limit_bytes: int) -> bytes:
+def _once(client: Streams, registry: Registry, url: str, limit_bytes: int) -> bytes:
     speed = LowSpeed(float(registry.low_speed_bytes_per_s), registry.low_speed_s, time.monotonic())
     data = bytearray()
     for chunk in client.stream(url):

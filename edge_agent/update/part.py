@@ -33,7 +33,7 @@ class Part:
     """
 
     def __init__(self, path: Path, size_bytes: int, count: Callable[[int], None]) -> None:
-        """`count` is called with the bytes that were found or are appended; negative, thrown away."""
+        """`count` is called with the bytes that are appended; negative, that are thrown away."""
         self.size_bytes = size_bytes
         self._count = count
         self.path = path
@@ -49,7 +49,6 @@ class Part:
             self._read_on()
             files.reserve(self._descriptor, path, size_bytes)
             os.utime(path)  # somebody wants it: the age by which parts are thrown away begins anew
-            count(self.length)
         except BaseException as e:
             self.close()
             if isinstance(e, OSError):

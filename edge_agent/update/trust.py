@@ -29,13 +29,14 @@ from edge_agent import files
 from edge_agent.config import Registry
 from edge_agent.update import levels, metadata_fetch
 from edge_agent.update.floor import Floor
-from edge_agent.update.http import Client, HttpStatus
+from edge_agent.update.http import Client, HttpStatus, Streams
 from edge_agent.update.levels import Holders, MetadataFloor, Seen
 from edge_contract import wire
 from edge_contract.console import os_fault
 from edge_contract.errors import DeviceUnfit, EdgewardError, Reason, TransferFailed
 
 _FAULTS = (DownloadError, RepositoryError, TransferFailed, OSError)
+_TIMESTAMP = "timestamp.json"
 _HISTORY = "root_history"  # python-tuf's folder of roots
 _LAST_S = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 T = TypeVar("T")
@@ -45,13 +46,31 @@ class Source(NamedTuple):
     """Where metadata is fetched, and how; the configuration names the root that it must follow from."""
 
     registry: Registry
-    client: Client
+    client: Streams
     metadata_url: str
 
 
 def source(registry: Registry, client: Client) -> Source:
     """The source that a configuration names."""
     return Source(registry, client, f"{client.base}/metadata/")
+
+
+def local_source(registry: Registry, folder: Path) -> Source:
+    """What this device has verified before, in place of a registry: python-tuf's own files in `folder`."""
+    return Source(registry, _Own(folder), "own/")
+
+
+class _Own:
+    """The timestamp of before is the newest there is; the rest python-tuf finds by itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def stream(self, url: str) -> Iterator[bytes]:
+        data = files.read(self._folder / _TIMESTAMP) if url.endswith(f"/{_TIMESTAMP}") else None
+        if data is None:
+            raise HttpStatus(url, 404)
+        yield data
 
 
 class _Fetcher(FetcherInterface):
