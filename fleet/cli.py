@@ -75,7 +75,8 @@ def deploy(
     devices: tuple[str, ...],
     location: str,
     root: Path | None,
-    keys_folder: Path | None,
+    keys_folders: tuple[Path, ...],
+    operator_key_files: tuple[Path, ...],
     key_password_file: Path | None,
     timeout_s: float,
     expires_s: int,
@@ -99,14 +100,14 @@ def deploy(
 
     name, version = options.reference(reference)
     names = list(dict.fromkeys(options.identifier(device, "--device") for device in devices))
-    keyring = Keys(keys_folder or options.keys_beside(location), Password(key_password_file).existing)
+    keyring = Keys(keys_folders or options.keys_beside(location), Password(key_password_file).existing)
     reader = Reader(location, keyring.pinned_root() if root is None else root_of(location, root))
     digest = reader.find(name, version)
     model = wire.DesiredModel(name, version, digest, allow_downgrade=allow_downgrade)
-    operators, key = reader.operators(), keyring.load("operator")
+    operators, keys = reader.operators(), keyring.operators(operator_key_files)
     order = Order(model, tenant, names, timeout_s, expires_s)
     with Bus(address) as bus:
-        deployment = Deployment(bus, order, operators, key)
+        deployment = Deployment(bus, order, operators, keys)
         with render.progress(as_json=as_json) as progress:
             rows = deployment.run(progress.show)
     ok = all(getattr(row.view, "outcome", None) == "committed" for row in rows)
@@ -208,7 +209,8 @@ def command(
     name: wire.CommandName,
     device: str,
     pairs: tuple[str, ...],
-    keys_folder: Path | None,
+    keys_folders: tuple[Path, ...],
+    operator_key_files: tuple[Path, ...],
     key_password_file: Path | None,
     timeout_s: float | None,
     address: Address,
@@ -228,12 +230,12 @@ def command(
 
     device = options.identifier(device, "--device")
     args = commanding.parse_args(pairs)
-    keyring = Keys(keys_folder or options.keys_beside(None), Password(key_password_file).existing)
-    key = keyring.load("operator")
+    keyring = Keys(keys_folders or options.keys_beside(None), Password(key_password_file).existing)
+    keys = keyring.operators(operator_key_files)
     wait_s = timeout_s or (_BENCH_WAIT_S if name == "bench" else _WAIT_S)
     with Bus(address) as bus:
         result = commanding.send(
-            bus, key, tenant=tenant, device=device, name=name, args=args, timeout_s=wait_s
+            bus, keys, tenant=tenant, device=device, name=name, args=args, timeout_s=wait_s
         )
     if as_json:
         print_json(msgspec.to_builtins(result))

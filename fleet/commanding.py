@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -32,7 +32,7 @@ def parse_args(pairs: tuple[str, ...]) -> dict[str, Value]:
 
 def send(
     bus: Bus,
-    key: Ed25519PrivateKey,
+    keys: Sequence[Ed25519PrivateKey],
     *,
     tenant: str,
     device: str,
@@ -40,7 +40,11 @@ def send(
     args: Mapping[str, Value],
     timeout_s: float,
 ) -> wire.Result:
-    """Sign, send, wait. Raises TransferFailed when there is no answer, MessageRejected for a garbled one."""
+    """Sign with all keys, send, wait.
+
+    How many signatures it takes is known to the device. Raises TransferFailed when there is no answer,
+    MessageRejected for a garbled one.
+    """
     now_ms = time.time_ns() // 1_000_000
     command = wire.Command(
         schema=1,
@@ -55,7 +59,7 @@ def send(
     topics = wire.Topics(tenant, device)
     answer = bus.request(
         topics.command,
-        dsse.sign(canonical.to_bytes(command), wire.COMMAND_TYPE, [key]),
+        dsse.sign(canonical.to_bytes(command), wire.COMMAND_TYPE, list(keys)),
         response_topic=f"{topics.result}/{uuid.uuid4().hex}",
         correlation=command.id.encode(),
         timeout_s=timeout_s,

@@ -48,13 +48,14 @@ class Row:
 class Deployment:
     """Construct, then `run` once."""
 
-    def __init__(self, bus: Bus, order: Order, operators: wire.Operators, key: Ed25519PrivateKey) -> None:
-        """Raises InputRejected when the registry does not name the key, so no device would obey it."""
-        check_operator(operators, key)
+    def __init__(
+        self, bus: Bus, order: Order, operators: wire.Operators, keys: Sequence[Ed25519PrivateKey]
+    ) -> None:
+        """Raises InputRejected when the keys do not suffice, so that no device would obey."""
         self._bus = bus
         self._order = order
         self._operators = operators
-        self._key = key
+        self._keys = signing_keys(operators, keys)
         self._topics = {device: wire.Topics(order.tenant, device) for device in order.devices}
         self._states: dict[str, wire.State] = {}
         self._pending: dict[str, wire.Desired] = {}
@@ -112,7 +113,7 @@ class Deployment:
             now_ms=now_ms,
             expires_ms=now_ms + self._order.expires_s * 1000,
         )
-        envelope = dsse.sign(canonical.to_bytes(desired), wire.DESIRED_TYPE, [self._key])
+        envelope = dsse.sign(canonical.to_bytes(desired), wire.DESIRED_TYPE, self._keys)
         self._goals[device] = Goal(
             self._order.model, desired.generation, canonical.sha256_hex(envelope), state
         )
@@ -175,17 +176,21 @@ class Deployment:
         return next((m.version for m in state.models if m.name == self._order.model.name), None)
 
 
-def check_operator(operators: wire.Operators, key: Ed25519PrivateKey) -> None:
-    """Raises InputRejected when one signature by `key` does not convince a device."""
-    if dsse.key_id(key.public_key().public_bytes_raw()) not in operators.trusted():
+def signing_keys(operators: wire.Operators, keys: Sequence[Ed25519PrivateKey]) -> list[Ed25519PrivateKey]:
+    """As many of the keys as it takes to convince a device. Raises InputRejected when they do not suffice."""
+    trusted = operators.trusted()
+    by_id = {dsse.key_id(key.public_key().public_bytes_raw()): key for key in keys}
+    chosen = [key for keyid, key in by_id.items() if keyid in trusted][: operators.threshold]
+    if not chosen:
         raise InputRejected(
             Reason.UNSIGNED,
-            "the operator key is not among those that the registry names",
+            "no operator key here is among those that the registry names",
             "name the folder with this registry's keys with --keys",
         )
-    if operators.threshold > 1:
+    if len(chosen) < operators.threshold:
         raise InputRejected(
             Reason.UNSIGNED,
-            f"the registry demands {operators.threshold} operators' signatures, this program gives one",
-            "publish operators with a threshold of 1",
+            f"{operators.threshold} operators have to sign, and the keys of {len(chosen)} are here",
+            "name the others with --operator-key FILE, or folders with --keys, once for each",
         )
+    return chosen

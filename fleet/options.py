@@ -64,19 +64,28 @@ def broker(command: Command) -> Command:
 
 
 def keys(command: Command) -> Command:
-    """The folder of keys and their password: the command gets `keys_folder` and `key_password_file`."""
+    """Where an operator's keys are: `keys_folders`, `operator_key_files` and `key_password_file`."""
     command = click.option(
         "--key-password-file",
         type=PATH,
         help="File whose first line is the keys' password; else EDGEWARD_KEY_PASSWORD, else you are asked.",
     )(command)
+    command = click.option(
+        "--operator-key",
+        "operator_key_files",
+        type=PATH,
+        multiple=True,
+        metavar="FILE",
+        help="Sign with this private key; repeat it where several have to sign.  [default: those in --keys]",
+    )(command)
     return click.option(
         "--keys",
-        "keys_folder",
+        "keys_folders",
         type=PATH,
+        multiple=True,
         envvar="EDGEWARD_KEYS",
         show_envvar=True,
-        help="Folder of the private keys.  [default: `keys` beside the registry's folder, or ./keys]",
+        help="Folder of private keys; may be repeated.  [default: `keys` beside the registry, or ./keys]",
     )(command)
 
 

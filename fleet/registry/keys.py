@@ -74,6 +74,12 @@ class Keys:
         for path in [p for p in self.files(role) if p.suffix == ".pem"] or [self._path(role)]:
             yield path, self._open(path)
 
+    def operators(self, named: Sequence[Path] = ()) -> list[Ed25519PrivateKey]:
+        """Keys that sign messages: those of the files named, else all of the role. Raises InputRejected."""
+        if named:
+            return [self._open(path) for path in named]
+        return [key for _, key in self.opened("operator")]
+
     def files(self, role: str) -> list[Path]:
         """The files of a role's keys, the first one first."""
         pattern = re.compile(rf"{re.escape(role)}(?:\.(\d+))?\.(?:pem|uri)")
