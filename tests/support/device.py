@@ -71,6 +71,7 @@ class Device:
         self.layout = Layout(self.config)
         self.log_path = self.folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str] = {}  # beside ours, for all processes that are started from now on
 
     def configure(self, **settings: Mapping[str, Any]) -> None:
         """Change sections of the TOML file; it counts from the next start on."""
@@ -91,6 +92,7 @@ class Device:
                 [sys.executable, "-m", "edge_agent", command, "--config", str(self.config_path)],
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **self.environment},
             )
         return self
 
@@ -149,6 +151,7 @@ class Device:
             capture_output=True,
             check=True,
             timeout=30,
+            env={**os.environ, **self.environment},
         )
         found: dict[str, Any] = json.loads(done.stdout)
         return found
