@@ -257,6 +257,7 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
                 "revision": catalogue.revision,
                 "expires": expires,
                 "models": versions,
+                "expired_teams": catalogue.expired_teams,
                 "pending": [team_commands.pending_plain(found, policy) for found, policy in pending],
             }
         )
@@ -265,6 +266,8 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
         render.print_table(render.registry_table(published))
     else:
         click.echo("no model is published here yet")
+    for team in catalogue.expired_teams:
+        click.echo(f"team {team} has let its metadata expire; its models are not to be had", err=True)
     for found, policy in pending:
         click.echo(team_commands.pending_line(found, policy))
     click.echo(f"revision {catalogue.revision}, refresh before {catalogue.expires:%Y-%m-%d %H:%M} UTC")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from edge_contract.errors import InputRejected, Reason
@@ -30,7 +30,7 @@ def refresh(
     With `within`, only those that expire within that time; then the other roles are looked at, too.
     Raises InputRejected.
     """
-    draft, now = repo.draft, datetime.now(UTC)
+    draft, now = repo.draft, repo.now()
     also = [_known(repo, role) for role in also]
     expiries = {role: expires for role, (_, expires) in draft.expiries().items()}
     due = {role for role, expires in expiries.items() if within is None or expires <= now + within}

@@ -10,7 +10,7 @@ What may be published is decided in publish.py, what is signed in draft.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ class Repository:
         if not (folder / "metadata" / "timestamp.json").is_file():
             raise trust.no_registry(folder)
         self.draft = draft.Draft(str(folder), pinned_root, self._metadata)
+        self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def path(self, sha256: str) -> Path:
         """Where a blob lies."""
@@ -101,7 +102,7 @@ def publish(repository: Repository, signers: draft.Signers, *, only_timestamp: b
 
     `only_timestamp` is for renewing it when nothing else has changed.
     """
-    now = datetime.now(UTC)
+    now = repository.now()
     for file in repository.draft.sign_targets(signers, now):
         repository.write(file)
         yield file.role
@@ -121,7 +122,7 @@ def write_root(
     repository: Repository, signers: Sequence[Signer], periods: signing.Periods | None = None
 ) -> None:
     """Sign the next root and write it, with the copy that devices to come pin."""
-    root = repository.draft.sign_root(signers, datetime.now(UTC), periods)
+    root = repository.draft.sign_root(signers, repository.now(), periods)
     repository.write(root)
     files.write(repository.folder / _PUBLIC_ROOT, root.data)
 

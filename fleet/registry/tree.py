@@ -34,6 +34,8 @@ class Tree:
         self._get = get
         self._now = now
         self.roles: dict[str, Targets] = {shelves.TOP: targets}
+        # Teams whose metadata has expired: their models are not to be had, the others are.
+        self.expired: list[str] = []
         # role → the one that names it
         self.parents: dict[str, str] = {}
 
@@ -58,15 +60,20 @@ class Tree:
         found = {}
         for role in list(self.roles.values()):
             for name, target in role.targets.items():
-                if self.find(name) is target:
+                if self.shelf_of(name) not in self.expired and self.find(name) is target:
                     found[name] = target
         return found
 
     def load(self) -> None:
-        """Fetch and judge every role."""
+        """Fetch and judge every role. One that a team has let expire is noted and left out."""
         for shelf in self.shelves():
-            for name in bins_of(self.role(shelf, shelves.TOP)):
-                self.role(name, shelf)
+            try:
+                for name in bins_of(self.role(shelf, shelves.TOP)):
+                    self.role(name, shelf)
+            except ExpiredMetadataError:
+                if shelves.team_of(shelf) is None:
+                    raise
+                self.expired.append(shelf)
 
     def shelves(self) -> list[str]:
         """The roles that `targets` names. One that has signed nothing yet is among them."""

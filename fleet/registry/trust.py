@@ -60,6 +60,11 @@ class Catalogue:
         with self._judged():
             return plain(self._tree.every())
 
+    @property
+    def expired_teams(self) -> list[str]:
+        """Teams whose metadata has expired, so that their versions are not among the targets."""
+        return [shelves.team_of(role) or role for role in self._tree.expired]
+
     def find(self, name: str) -> Target | None:
         """What the metadata says of one target; fetches only the roles that lead to it."""
         with self._judged():

@@ -6,6 +6,7 @@ import json
 import shutil
 import uuid
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge_contract.canonical import sha256_hex
 from edge_contract.manifest import blob_path, target_name
 from fleet.cli import main
-from fleet.registry import files, repository
+from fleet.registry import files, refresh, repository
 from fleet.registry.keys import Keys
 from fleet.registry.trust import Target
 from tests.support.models import BundleOnDisk
@@ -105,6 +106,15 @@ class RegistryFolder:
     def opened(self) -> AbstractContextManager[repository.Repository]:
         """The registry, to be changed by hand."""
         return repository.opened(self.folder, self.keyring.pinned_root())
+
+    def sign_at(self, when: datetime, *also: str) -> None:
+        """Sign snapshot, timestamp and `also` (`targets`, `root`, teams) as if it were another time.
+
+        A year ago makes a registry that has expired; its timestamp says when that was.
+        """
+        with self.opened() as repo:
+            repo.now = lambda: when
+            refresh.refresh(repo, self.keyring, also, repo.draft.periods, None)
 
     def blob(self, bundle: BundleOnDisk, role: str = "model") -> Path:
         """Where the registry keeps the content of a bundle's file; with role `manifest`, the manifest."""
