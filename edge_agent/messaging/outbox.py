@@ -107,6 +107,11 @@ class Outbox:
         return found
 
     @property
+    def epoch(self) -> str:
+        """Under which new rows are numbered."""
+        return self._box.epoch
+
+    @property
     def newest_id(self) -> int:
         """The largest id that a stored row of this box has or had."""
         return self._box.newest_id

@@ -1,0 +1,194 @@
+"""kill -9 of agent, broker and controller while rows flow: every row arrives once, or a tombstone names it.
+
+The device is tests/support/outbox_driver.py (the agent's real outbox, link and client), the broker the real
+mosquitto, the controller the real `edge-fleet watch`; each is a process.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import Cases
+from tests.support.broker import Mosquitto, free_port
+from tests.support.outbox_driver import TENANT, Committed, committed
+from tests.support.waiting import wait_for
+
+DEVICE = "box-1"
+
+
+class Rig:
+    """Three processes, each of which may be killed at any time and started again."""
+
+    def __init__(self, folder: Path, *, rows: int, outbox_bytes: int, rows_a_turn: int) -> None:
+        self.folder = folder
+        self.db = folder / "fleet.db"
+        self.broker = Mosquitto(folder, port=free_port())
+        self._rows, self._bytes, self._rows_a_turn = rows, outbox_bytes, rows_a_turn
+        self.device: subprocess.Popen[bytes] | None = None
+        self.watch: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.broker.start()
+        self.start_watch()
+        wait_for(lambda: self.db.exists() and self.broker.log.count("SUBACK"), "the controller")
+        self.start_device()
+
+    def start_device(self) -> None:
+        arguments = [self.folder, self.broker.port, DEVICE, self._rows, self._bytes, self._rows_a_turn]
+        self.device = self._process("tests.support.outbox_driver", "device.log", *arguments)
+
+    def start_watch(self) -> None:
+        arguments = ["watch", "--broker", self.broker.address, "--tenant", TENANT, "--db", self.db, "--json"]
+        self.watch = self._process("fleet", "watch.log", *arguments)
+
+    def kill(self, which: str) -> None:
+        """SIGKILL and a new start."""
+        if which == "broker":
+            self.broker.kill()
+            self.broker.start()
+            return
+        process = self.device if which == "agent" else self.watch
+        assert process is not None
+        process.kill()
+        process.wait()
+        (self.start_device if which == "agent" else self.start_watch)()
+
+    def close(self) -> None:
+        for process in (self.device, self.watch):
+            if process is not None:
+                process.kill()
+                process.wait()
+        self.broker.stop()
+
+    def _process(self, module: str, log: str, *arguments: object) -> subprocess.Popen[bytes]:
+        code = f"from {module} import *" if module != "fleet" else "from fleet.cli import main; main()"
+        start = ["-m", module] if module != "fleet" else ["-c", code]
+        with (self.folder / log).open("ab") as out:
+            return subprocess.Popen(
+                [sys.executable, *start, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=out
+            )
+
+    # what came of it
+
+    def stored(self) -> dict[tuple[str, str, int], int]:
+        """(stream, epoch, seq) → number of every row that the controller holds."""
+        query = "SELECT stream, epoch, seq, json_extract(payload, '$.n') FROM records"
+        return {(stream, epoch, seq): n for stream, epoch, seq, n in self._query(query)}
+
+    def gone(self) -> set[tuple[str, str, int]]:
+        """Rows that the controller knows to be lost: those the device named."""
+        query = "SELECT stream, epoch, first, last FROM gaps WHERE explained"
+        return {(s, e, seq) for s, e, first, last in self._query(query) for seq in range(first, last + 1)}
+
+    def _query(self, query: str) -> list[tuple[str, str, int, int]]:
+        db = sqlite3.connect(f"file:{self.db}?mode=ro", uri=True)
+        try:
+            return list(db.execute(query))
+        finally:
+            db.close()
+
+
+@contextmanager
+def rig(folder: Path, **options: int) -> Iterator[Rig]:
+    made = Rig(folder, **options)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+        for log in ("device.log", "watch.log"):
+            print((folder / log).read_text(errors="replace")[-3000:] if (folder / log).exists() else "")
+
+
+def wait_committed(made: Rig, count: int, timeout_s: float) -> None:
+    """Until so many rows were put."""
+    path = made.folder / "committed"
+    wait_for(
+        lambda: path.exists() and path.stat().st_size > 0 and len(list(committed(made.folder))) >= count,
+        f"{count} rows",
+        timeout_s=timeout_s,
+        every_s=0.2,
+    )
+
+
+def finish(made: Rig, timeout_s: float) -> None:
+    """Until the device has put everything and nothing waits there any more."""
+
+    def ended() -> bool:
+        assert made.device is not None
+        if made.device.poll() is None:
+            return False
+        assert made.device.returncode == 0
+        return True
+
+    wait_for(ended, "the device to be done", timeout_s=timeout_s, every_s=0.1)
+
+
+def check(made: Rig, rows: int, kills: int) -> int:
+    """Every committed row once or named as lost; returns how many were lost."""
+    told = list(committed(made.folder))
+    assert len(told) == rows
+    stored, gone = made.stored(), made.gone()
+    names = {Committed(stream, epoch, seq, n) for (stream, epoch, seq), n in stored.items()}
+    missing = [row for row in told if row not in names and row[:3] not in gone]
+    assert missing == [], f"{len(missing)} rows are neither here nor named as lost"
+    # What a kill caught between the flush and this test's own log was put again under another name.
+    twice = len(stored) + len(gone - stored.keys()) - rows
+    assert 0 <= twice <= kills * made._rows_a_turn
+    return len(gone - stored.keys())
+
+
+def test_kills_while_rows_flow(tmp_path: Path, cases: Cases) -> None:
+    rng = random.Random(1)
+    with rig(tmp_path, rows=2000, outbox_bytes=8 << 20, rows_a_turn=20) as made:
+        for number in range(10):
+            time.sleep(rng.uniform(0.05, 0.4))
+            which = ("agent", "broker", "controller")[number % 3]
+            made.kill(which)
+            cases.add(f"outbox flow: {which}", "kill -9")
+        finish(made, 40)
+        assert check(made, 2000, 10) == 0
+
+
+def test_kills_while_the_outbox_overflows(tmp_path: Path, cases: Cases) -> None:
+    """The controller is away; what does not fit is named, and the newest is there."""
+    rng = random.Random(2)
+    with rig(tmp_path, rows=3000, outbox_bytes=4000, rows_a_turn=100) as made:
+        assert made.watch is not None
+        made.watch.kill()
+        made.watch.wait()
+        for _ in range(3):
+            time.sleep(rng.uniform(0.1, 0.3))
+            made.kill("agent")
+            cases.add("outbox flow: overflow", "kill -9")
+        wait_committed(made, 3000, 30)
+        made.start_watch()
+        finish(made, 40)
+        lost = check(made, 3000, 3)
+        assert lost > 1000
+        newest = max(row.number for row in committed(made.folder))
+        assert newest in made.stored().values()
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(420)
+def test_two_hundred_kills_while_fifty_thousand_rows_flow(tmp_path: Path, cases: Cases) -> None:
+    rng = random.Random(3)
+    kills = ["agent"] * 90 + ["broker"] * 90 + ["controller"] * 20
+    rng.shuffle(kills)
+    with rig(tmp_path, rows=50_000, outbox_bytes=64 << 20, rows_a_turn=6) as made:
+        for which in kills:
+            time.sleep(rng.uniform(0.05, 1.0))
+            made.kill(which)
+            cases.add(f"outbox flow, 50,000 rows: {which}", "kill -9")
+        finish(made, 240)
+        assert check(made, 50_000, 200) == 0
