@@ -296,10 +296,10 @@ class App:
         self._outbox.put("tel", sample, priority=TELEMETRY, now_ms=monotonic_ms(), life_s=_TELEMETRY_LIFE_S)
 
     def _report(self, event: wire.Event) -> None:
-        log.info("%s %s %s [%s] %s", event.kind, event.model, event.version, event.reason.value, event.detail)
         dropped = self._throttle.admit(f"{event.kind} {event.model}", monotonic_ms())
         if dropped is None:
-            return  # the log has it, and the next one of its kind says how many there were
+            return  # the next one of its kind says how many there were
+        log.info("%s %s %s [%s] %s", event.kind, event.model, event.version, event.reason.value, event.detail)
         if dropped:
             detail = f"{event.detail} (and {dropped} more of this kind before it)".strip()
             event = replace(event, detail=detail)

@@ -6,6 +6,7 @@ Not pytest: context managers with `host`, `port` and `address`, usable from scri
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -82,6 +83,11 @@ class Mosquitto:
     def kill(self) -> None:
         """End it with SIGKILL: what it has not saved is gone."""
         self._end("kill")
+
+    def reload(self) -> None:
+        """Read the files of rights and passwords anew."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
 
     def restart(self) -> None:
         """Stop and start on the same port."""
