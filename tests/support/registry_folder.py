@@ -26,9 +26,10 @@ from tests.support.models import BundleOnDisk
 class RegistryFolder:
     """`registry` and `keys` below a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, password: str = "") -> None:
         self.folder = folder / "registry"
         self.keys = folder / "keys"
+        self._password = password
 
     @classmethod
     def create(cls, folder: Path, *options: str) -> RegistryFolder:
@@ -100,8 +101,8 @@ class RegistryFolder:
 
     @property
     def keyring(self) -> Keys:
-        """All keys; they have no password."""
-        return Keys(self.keys, lambda: b"")
+        """All keys. Those of `create` have no password."""
+        return Keys(self.keys, self._password.encode)
 
     def opened(self) -> AbstractContextManager[repository.Repository]:
         """The registry, to be changed by hand."""

@@ -18,6 +18,7 @@ from click.testing import Result
 from tuf.ngclient import Updater
 
 from edge_contract.manifest import blob_path
+from tests.support.registry_folder import RegistryFolder
 from tests.unit.fleet import samples
 
 Headers = dict[str, str]
@@ -133,11 +134,30 @@ FOREIGN = [
     "/metadata/timestamp.json%00",
     "/keys/root.pem",
     "/notes.txt",
+    "/pending/fashion@9/manifest.json",
+    "/metadata/1.models.2-0.jsonx",
+    "/metadata/1.team-..%2f..%2fkeys.json",
 ]
+
+
+def test_teams_and_bins_are_served(
+    server: Server, published: Path, tmp_path: Path, run: Callable[..., Result]
+) -> None:
+    run("registry", "delegate", published, "cam-*", "--team", "vision")
+    made = RegistryFolder(tmp_path, samples.PASSWORD)
+    made.publish_many("digits", 70)
+    made.publish_many("cam-1", 70)
+    pinned = (published.parent / "keys" / "root.json").read_bytes()
+    updater = Updater(str(tmp_path), f"{server.url}/metadata/", bootstrap=pinned)
+    updater.refresh()
+    for name in ("models/fashion/2.0.0.json", "models/digits/70.json", "models/cam-1/70.json"):
+        assert updater.get_targetinfo(name) is not None
 
 
 def test_nothing_else_is_served(server: Server, published: Path) -> None:
     (published / "notes.txt").write_text("not for everyone")
+    (published / "pending" / "fashion@9").mkdir(parents=True)
+    (published / "pending" / "fashion@9" / "manifest.json").write_text("{}")
     (published / "metadata" / ".timestamp.json.part").write_text("half")
     for path in FOREIGN:
         assert server.ask(path)[0] == 404, path
