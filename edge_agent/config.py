@@ -94,6 +94,7 @@ class Update(Struct, frozen=True, forbid_unknown_fields=True):
     retry_max_s: Seconds = 3600.0
     recheck_s: Seconds = 86400.0
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = 16 << 20
+    patch_memory_bytes: Annotated[int, Meta(ge=0)] = 128 << 20
 
 
 class Telemetry(Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,16 +6,24 @@ It reads /proc and package metadata; it imports no runtime, so the control proce
 from __future__ import annotations
 
 import platform
+import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 
 from edge_contract.console import distribution_version
+from edge_contract.encodings import LANES, ZSTD, ZSTD_PATCH
 from edge_contract.profile import Facts
 
 # Distribution → the runtime's name in manifests. Both TFLite packages serve the same models.
 _RUNTIMES = {"onnxruntime": "onnxruntime", "ai-edge-litert": "tflite", "tflite-runtime": "tflite"}
+
+# Zstandard is built in from 3.14 on, where the build has it, and a wheel before.
+_ZSTD = "_zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+# Algorithm → modules that its decoder needs. Looked for, not imported: only the decode child does that.
+_DECODERS = {LANES: ("_bz2", "_lzma"), ZSTD: (_ZSTD,), ZSTD_PATCH: (_ZSTD, "mmap")}
 
 
 def probe(cpuinfo: Path = Path("/proc/cpuinfo")) -> Facts:
@@ -31,7 +39,20 @@ def probe(cpuinfo: Path = Path("/proc/cpuinfo")) -> Facts:
         python=platform.python_version(),
         agent_version=distribution_version(),
         runtimes=_runtimes(),
+        encodings=encodings(),
     )
+
+
+def encodings() -> list[str]:
+    """Algorithms that this Python can decode. Some builds of it lack bz2 or xz, some machines a wheel."""
+    return sorted(name for name, needed in _DECODERS.items() if all(map(_is_there, needed)))
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package it would be in
+        return False
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str]]:

@@ -15,7 +15,7 @@ from edge_contract.errors import BundleRejected, Reason
 from edge_contract.manifest import Digest, Name, Size, Version
 
 LIMIT_BYTES = 1 << 20
-PREFIX = "encodings/"
+SUFFIX = "~encodings.json"
 
 # The blob as one Zstandard frame (RFC 8878).
 ZSTD = "zstd"
@@ -68,8 +68,11 @@ class Encodings(_Strict, frozen=True):
 
 
 def target_name(name: str, version: str) -> str:
-    """The TUF target that carries the encodings of `name`@`version`."""
-    return f"{PREFIX}{name}/{version}.json"
+    """The TUF target that carries the encodings of `name`@`version`.
+
+    It lies beside the manifest's, so that the same role signs it; no version has a `~` in its name.
+    """
+    return f"models/{name}/{version}{SUFFIX}"
 
 
 def to_bytes(document: Encodings) -> bytes:

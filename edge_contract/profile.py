@@ -83,7 +83,10 @@ class Profile(_Strict, frozen=True):
 
 
 class Facts(_Strict, frozen=True):
-    """What was found on one machine. `isa` uses the kernel's names from /proc/cpuinfo plus `neon`."""
+    """What was found on one machine. `isa` uses the kernel's names from /proc/cpuinfo plus `neon`.
+
+    `encodings` are the algorithms of edge_contract.encodings that it can decode.
+    """
 
     architecture: str
     cpu: str
@@ -94,6 +97,7 @@ class Facts(_Strict, frozen=True):
     python: str
     agent_version: str
     runtimes: dict[str, str]
+    encodings: list[str] = []
 
 
 def speaks_for(facts: Facts, profile: Profile) -> bool:

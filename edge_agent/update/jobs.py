@@ -72,6 +72,8 @@ class FetchJob:
             if line.get("event") == "resolved":
                 self._missing_bytes = int(line["missing_bytes"])
                 steps.append(Step(Event.RESOLVED))
+            elif line.get("event") == "replanned":
+                self._missing_bytes = int(line["missing_bytes"])
             elif line.get("event") == "progress" and self._missing_bytes:
                 self.progress = min(1.0, int(line["done_bytes"]) / self._missing_bytes)
         if ended is not None:
@@ -98,7 +100,7 @@ def _rejected_before(target: Ref, rejected: Rejected) -> Step | None:
 
 def _fetch_outcome(ended: Ended) -> Step:
     if ended.code == 0 and ended.last.get("event") == "done":
-        return Step(Event.FETCHED)
+        return Step(Event.FETCHED, detail=str(ended.last.get("detail", "")))
     reason, detail = ended.failure()
     by_code = {
         BundleRejected.exit_code: Event.REJECTED,

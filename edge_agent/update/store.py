@@ -73,6 +73,15 @@ class Store:
                         return path
         return None
 
+    def blobs(self) -> dict[str, Path]:
+        """Every stored file by the digest that it should have; whether it still has it is not looked at."""
+        found: dict[str, Path] = {}
+        for digest in files.names(self._layout.store):
+            with suppress(EdgewardError):  # unreadable or damaged: then it is no base either
+                for blob in self.manifest_of(digest).files:
+                    found.setdefault(blob.sha256, self._layout.version(digest) / blob.name)
+        return found
+
     def add(self, found: manifest.Manifest, sources: dict[str, Path]) -> str:
         """Install a verified version: hard links of `sources` (by blob digest) in one new folder.
 

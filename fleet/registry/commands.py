@@ -12,6 +12,7 @@ import click
 from edge_contract.console import json_option, print_json
 from fleet import options
 from fleet.registry import arguments, team_commands
+from fleet.registry.deltas_commands import deltas
 from fleet.registry.keys_commands import keys
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def registry() -> None:
 
 registry.add_command(keys)
 for _command in (
+    deltas,
     team_commands.delegate,
     team_commands.revoke,
     team_commands.approvers,
@@ -112,12 +114,22 @@ def init(
 @registry.command()
 @arguments.folder
 @click.argument("bundle_dir", required=False, type=options.PATH)
+@click.option(
+    "--delta-from",
+    "delta_from",
+    metavar="auto|none|VERSION",
+    multiple=True,
+    default=["auto"],
+    show_default=True,
+    help="Versions to make patches from, repeatable. auto: the newest three. none: only whole blobs.",
+)
 @arguments.keys
 @click.option("--finish", metavar="MODEL@VERSION", help="Publish a version that has got its approvals.")
 @json_option
 def publish(
     folder: Path,
     bundle_dir: Path | None,
+    delta_from: tuple[str, ...],
     keys_folders: tuple[Path, ...],
     password_file: Path | None,
     finish: str | None,
@@ -138,7 +150,9 @@ def publish(
     keyring = arguments.keyring(folder, keys_folders, password_file)
     with repository.opened(folder, keyring.pinned_root()) as repo:
         bundle = bundle or publishing.staged(repo, *options.reference(finish or ""))
-        done = publishing.run(repo, bundle, keyring, lambda step: click.echo(f"  {step}", err=True))
+        done = publishing.run(
+            repo, bundle, keyring, lambda step: click.echo(f"  {step}", err=True), delta_from=delta_from
+        )
     name = f"{bundle.manifest.name}@{bundle.manifest.version}"
     if as_json:
         print_json(

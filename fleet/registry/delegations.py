@@ -42,7 +42,7 @@ class Editor:
             return self._put_in(shelf, name, target)
         top = self._tree.top
         top.targets[name] = target
-        if sum(map(shelves.is_model, top.targets)) <= shelves.FULL:
+        if sum(map(shelves.is_shelved, top.targets)) <= shelves.FULL:
             return {shelves.TOP}
         self._add_role(DelegatedRole(shelves.MODELS, [], 1, True, list(shelves.MODELS_PATHS)), self._own())
         return {shelves.TOP} | self._move_strays()
@@ -146,7 +146,7 @@ class Editor:
         changed: set[str] = set()
         for holder, role in list(self._tree.roles.items()):
             shelf = holder.partition(".")[0]
-            for name in [n for n in role.targets if shelves.is_model(n)]:
+            for name in [n for n in role.targets if shelves.is_shelved(n)]:
                 owner = self._tree.shelf_of(name) or shelves.TOP
                 if owner != shelf:
                     changed |= {holder, *self._put_in(owner, name, role.targets.pop(name))}

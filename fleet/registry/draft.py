@@ -122,6 +122,8 @@ class Draft:
         shelf = holder.partition(".")[0]
         self._note_revoked(shelf, name, release)
         self.change({holder, shelf})
+        if (offers := shelves.encodings_of(name)) in self.targets:
+            self.change({self.editor.take(offers)})
 
     def revoke_team(self, role: str, adopt: bool, releases: Mapping[str, int]) -> list[str]:
         """Take a delegation back; returns the versions that it had published.
@@ -134,10 +136,10 @@ class Draft:
         for name, target in mine.items():
             if adopt:
                 self.change(self.editor.put(name, target))
-            else:
+            elif shelves.is_model(name):
                 self._note_revoked(shelves.TOP, name, releases[name])
         self.change({shelves.TOP})
-        return sorted(mine)
+        return sorted(filter(shelves.is_model, mine))
 
     def change(self, roles: set[str]) -> None:
         """These roles are to be signed anew."""

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from edge_contract import canonical
 from edge_contract.errors import BundleRejected, InputRejected, Reason
 from edge_contract.manifest import Manifest, blob_path, from_bytes, target_name, to_bytes
-from fleet.registry import approvals, files, repository
+from fleet.registry import approvals, deltas, files, repository
 from fleet.registry.keys import Keys
 from fleet.registry.reader import Published, decode_manifest
 from fleet.registry.repository import Repository
@@ -127,13 +127,35 @@ def read_manifest(repo: Repository, name: str, target: Target) -> Published:
     return decode_manifest(data, target)
 
 
-def run(repo: Repository, bundle: Bundle, keyring: Keys, tell: Callable[[str], None]) -> Outcome:
+def find(published: Sequence[Published], name: str, version: str) -> Published:
+    """One of the published versions of a model. Raises InputRejected naming what there is."""
+    for known in published:
+        if known.manifest.version == version:
+            return known
+    have = ", ".join(p.manifest.version for p in published) or "none"
+    raise InputRejected(
+        Reason.NOT_PUBLISHED,
+        f"{name}@{version} is not in the registry; it has {have} of {name}",
+        "publish it with `edge-fleet registry publish`, or name a version from `registry list`",
+    )
+
+
+def run(
+    repo: Repository,
+    bundle: Bundle,
+    keyring: Keys,
+    tell: Callable[[str], None],
+    *,
+    delta_from: Sequence[str] = ("auto",),
+) -> Outcome:
     """Publish a bundle, or stage it while it lacks approvals; `tell` gets a word after each durable step.
 
-    Staging needs no key. Raises InputRejected, BundleRejected.
+    `delta_from` says what patches are made from (deltas.bases). Staging needs no key. Raises InputRejected,
+    BundleRejected.
     """
     manifest = bundle.manifest
-    if not is_new(bundle, published(repo, manifest.name), repo.draft.revoked):
+    versions = published(repo, manifest.name)
+    if not is_new(bundle, versions, repo.draft.revoked):
         return Outcome("already", [], 0)
     shelf = repo.draft.tree.shelf_of(target_name(manifest.name, manifest.version))
     policy = approvals.policy_for(repo.draft.tree.top, shelf)
@@ -145,7 +167,8 @@ def run(repo: Repository, bundle: Bundle, keyring: Keys, tell: Callable[[str], N
         given = approvals.read(repo.pending, manifest.name, manifest.version, policy).given
         if len(given) < policy.needed:
             return Outcome("staged", approvals.labels(given, policy), policy.needed)
-    for step in steps(repo, bundle, keyring, given):
+    bases = deltas.bases(versions, delta_from, manifest)
+    for step in steps(repo, bundle, keyring, given, bases):
         tell(step)
     approvals.forget(repo.pending, manifest.name, manifest.version)
     return Outcome("published", approvals.labels(given, policy), policy.needed)
@@ -177,11 +200,16 @@ def revoke(repo: Repository, keyring: Keys, name: str, version: str) -> None:
 
 
 def steps(
-    repo: Repository, bundle: Bundle, keyring: Keys, given: Mapping[str, bytes] | None = None
+    repo: Repository,
+    bundle: Bundle,
+    keyring: Keys,
+    given: Mapping[str, bytes] | None = None,
+    bases: Sequence[Manifest] | None = None,
 ) -> Iterator[str]:
     """Publish; yields a word after each durable step. All keys are read before the first one.
 
-    `given` are the approvals that the version has, verified.
+    `given` are the approvals that the version has, verified. Blobs are offered compressed and as patches
+    from `bases` too, or only whole when that is None.
     """
     target = Target(len(bundle.data), bundle.sha256)
     proof = approvals.pack(given) if given else b""
@@ -193,6 +221,8 @@ def steps(
         files.write(repo.path(canonical.sha256_hex(proof)), proof)
     files.write(repo.path(bundle.sha256), bundle.data)
     yield "manifest"
+    if bases is not None:
+        yield from map(str, deltas.offer(repo, Published(bundle.manifest, bundle.sha256), bases))
     yield from repository.publish(repo, signers)
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 
+from edge_contract import encodings
+
 TOP = "targets"
 MODELS = "models"
 MODELS_PATHS = ("models/*/*",)
@@ -29,7 +31,17 @@ _TEAM_PREFIX = "team-"
 
 def is_model(name: str) -> bool:
     """Whether a target is a model's manifest, as edge_contract.manifest.target_name names it."""
+    return is_shelved(name) and not name.endswith(encodings.SUFFIX)
+
+
+def is_shelved(name: str) -> bool:
+    """Whether a target belongs to a version: its manifest, or the encodings of its blobs."""
     return fnmatchcase(name, MODELS_PATHS[0]) and name.count("/") == 2
+
+
+def encodings_of(name: str) -> str:
+    """The target of a version's encodings, by that of its manifest."""
+    return name.removesuffix(".json") + encodings.SUFFIX
 
 
 def model_of(name: str) -> str:

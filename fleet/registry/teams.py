@@ -82,7 +82,7 @@ def revoke(repo: Repository, keyring: Keys, team: str, *, adopt: bool) -> list[s
     releases = {
         name: found.manifest.release
         for name, target in repo.draft.targets.items()
-        if repo.draft.tree.shelf_of(name) == role
+        if shelves.is_model(name) and repo.draft.tree.shelf_of(name) == role
         for found in [publish.read_manifest(repo, name, target)]
     }
     names = repo.draft.revoke_team(role, adopt, releases)

@@ -49,9 +49,10 @@ class RegistryFolder:
         """Signs desired states and commands."""
         return self.keyring.load("operator")
 
-    def publish(self, bundle: BundleOnDisk) -> None:
-        """Publish a bundle."""
-        self._run("publish", str(bundle.folder))
+    def publish(self, bundle: BundleOnDisk, *delta_from: str) -> None:
+        """Publish a bundle; without encodings of its blobs unless `delta_from` says what to make."""
+        options = [word for version in delta_from or ("none",) for word in ("--delta-from", version)]
+        self._run("publish", str(bundle.folder), *options)
 
     def refresh(self, *options: str) -> None:
         """Sign snapshot and timestamp anew."""

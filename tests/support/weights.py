@@ -6,12 +6,17 @@ numpy and onnx only. The six changes are those that deltas are judged by.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from edge_contract import manifest as m
+from tests.support import models
+from tests.support.models import BundleOnDisk
 
 Layers = Sequence[npt.NDArray[np.float32]]
 # Output channels of successive 3×3 convolutions: 12 MB in FP32, 3 MB in INT8.
@@ -122,3 +127,49 @@ def _model(
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], deviation: float) -> npt.NDArray[np.float32]:
     return rng.normal(0, deviation, shape).astype(np.float32)
+
+
+def bundle(
+    folder: Path,
+    name: str,
+    version: int,
+    *,
+    change: float = 0.0,
+    features: int = 4096,
+    classes: int = 16,
+) -> BundleOnDisk:
+    """A bundle of the standard net of tests/support/models.py with 64k weights (256 kB).
+
+    `change` is the share of its weights that differ from those with change 0, more with each more. What it
+    answers is in its golden vectors, computed in numpy.
+    """
+    rng = np.random.default_rng(5)
+    weights = rng.normal(0, 0.02, (features, classes)).astype(np.float32)
+    other = rng.normal(0, 0.02, (features, classes)).astype(np.float32)
+    weights = np.where(rng.random(weights.shape) < change, other, weights)
+    x = models.samples(4, features=features)
+    logits = x.astype(np.float64) @ weights
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "W"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["scores"]),
+        ],
+        "standard",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", features])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", classes])],
+        [numpy_helper.from_array(weights, "W")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    answers = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return models.write_bundle(
+        folder / f"{name}-{version}",
+        name,
+        f"{version}.0.0",
+        version,
+        model=model.SerializeToString(),
+        inputs=[m.Tensor("x", "FP32", [-1, features])],
+        outputs=[m.Tensor("scores", "FP32", [-1, classes])],
+        golden={"input:x": x, "output:scores": answers},
+        tolerance=m.Tolerance(atol=1e-4, rtol=1e-3),
+    )

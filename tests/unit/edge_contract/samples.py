@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from edge_contract import canonical, dsse, wire
 from edge_contract.bench import BenchReport, Failed, Measured
+from edge_contract.encodings import EncodedBlob, Encoding, Encodings
 from edge_contract.errors import Reason
 from edge_contract.manifest import (
     Expected,
@@ -89,6 +90,24 @@ FACTS = Facts(
     python="3.11.2",
     agent_version="0.1.0",
     runtimes={"onnxruntime": "1.20.1", "tflite": "2.3.0"},
+    encodings=["lanes", "zstd", "zstd-patch"],
+)
+
+ENCODINGS = Encodings(
+    schema=1,
+    name="fashion",
+    version="2.0.0",
+    manifest_sha256="c" * 64,
+    blobs=[
+        EncodedBlob(
+            "a" * 64,
+            312_345,
+            [
+                Encoding("lanes", "b" * 64, 4_321, 12 << 20, "d" * 64),
+                Encoding("zstd", "e" * 64, 290_000, 3 << 20),
+            ],
+        )
+    ],
 )
 
 PROFILE = Profile(
@@ -228,6 +247,7 @@ EVENT = wire.Event(
 # Golden file (without .json) → value.
 ALL: dict[str, Any] = {
     "manifest": MANIFEST,
+    "encodings": ENCODINGS,
     "facts": FACTS,
     "profile": PROFILE,
     "presence": wire.Presence(schema=1, status="offline", session=41, at_ms=NOW_MS),

@@ -59,4 +59,4 @@ def test_what_makes_no_sense_is_refused(data: bytes, path: str) -> None:
 
 
 def test_it_is_a_target_of_its_own() -> None:
-    assert encodings.target_name("fashion", "1.2") == "encodings/fashion/1.2.json"
+    assert encodings.target_name("fashion", "1.2") == "models/fashion/1.2~encodings.json"
