@@ -32,9 +32,9 @@ def deltas(
     password_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Offer MODEL@VERSION of the registry in DIR as patches from other versions, too.
+    """Make patches for a published version.
 
-    `publish` makes them from the newest versions before. Patches that would not save a third of the
+    They let devices that have one of the versions named with --from download less. `publish` makes them from the newest versions before. Patches that would not save a third of the
     download are not kept.
     """
     from fleet.registry import deltas as making

@@ -15,6 +15,7 @@ _LEVEL = 19
 _WHOLE_WINDOW_LOG = 23
 _LEAST_WINDOW_LOG, _MOST_WINDOW_LOG = 10, 27
 _BUFFERS_BYTES = 2 << 20
+_LEAST_BASE_BYTES = 8
 
 
 class Frame(NamedTuple):
@@ -35,13 +36,13 @@ def whole(new: bytes) -> Frame:
 
 
 def patch(base: bytes, new: bytes) -> Frame | None:
-    """`new`, compressed with `base` before it; None when the two do not fit into Zstandard's window.
+    """`new`, compressed with `base` before it; None for a base that Zstandard takes none of, or too much.
 
     A decoder holds the base and the result, which is smaller than the window. Lower levels miss most
     matches in the base.
     """
     log = _window_log(len(base) + len(new), _MOST_WINDOW_LOG)
-    if not base or 1 << log < len(base) + len(new):
+    if len(base) < _LEAST_BASE_BYTES or 1 << log < len(base) + len(new):
         return None
     options: dict[int, int] = {
         CompressionParameter.compression_level: _LEVEL,

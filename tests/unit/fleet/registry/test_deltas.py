@@ -15,7 +15,7 @@ from edge_contract.manifest import blob_path
 from fleet.cli import main
 from fleet.registry.reader import Reader
 from tests.support import weights
-from tests.support.models import BundleOnDisk
+from tests.support.models import BundleOnDisk, make_bundle
 from tests.support.registry_folder import RegistryFolder
 
 
@@ -150,3 +150,10 @@ def test_what_does_not_shrink_is_not_offered(registry: RegistryFolder, tmp_path:
     assert document is not None
     model_blob = max(document.blobs, key=lambda b: b.size_bytes)
     assert {e.algorithm for e in model_blob.encodings} == {ZSTD}
+
+
+@pytest.mark.parametrize("old_bytes", [0, 1, 7, 100])
+def test_a_base_can_be_tiny(tmp_path: Path, old_bytes: int) -> None:
+    registry = RegistryFolder.create(tmp_path / "registry")
+    registry.publish(make_bundle(tmp_path, "n", "1.0.0", 1, padding_bytes=old_bytes), "auto")
+    registry.publish(make_bundle(tmp_path, "n", "2.0.0", 2, padding_bytes=20_000), "1.0.0")
