@@ -1,4 +1,4 @@
-"""Documents that signed metadata names by digest: the operators' keys, and manifests.
+"""Documents that signed metadata names by digest: the operators' keys, manifests, encodings.
 
 It checks what they say of themselves. Where their bytes come from, the registry or a medium brought by hand,
 is the caller's.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edge_agent.update.trust import Target, Trust
-from edge_contract import canonical, manifest, wire
+from edge_contract import canonical, encodings, manifest, wire
 from edge_contract.errors import BundleRejected, Reason, TransferFailed
 
 # The bytes of a target, whatever they are; they are checked here.
@@ -57,6 +57,23 @@ def version(trust: Trust, read: Read, name: str, version: str, digest: str) -> m
             "publish the bundle as edge-optimize wrote it",
         )
     return found
+
+
+def encodings_of(
+    trust: Trust, read: Read, found: manifest.Manifest, digest: str
+) -> encodings.Encodings | None:
+    """What is on offer for the blobs of a version; None when nothing is. Raises BundleRejected."""
+    target = trust.target(encodings.target_name(found.name, found.version))
+    if target is None:
+        return None
+    offers = encodings.from_bytes(_bytes(target, read))
+    if offers.manifest_sha256 != digest:
+        raise BundleRejected(
+            Reason.MANIFEST_INVALID,
+            f"the encodings published for {found.name}@{found.version} are those of another version",
+            "make them anew with `edge-fleet registry deltas`",
+        )
+    return offers
 
 
 def published(trust: Trust, name: str, version: str) -> Target:

@@ -78,6 +78,11 @@ class Obtainer:
         return [_file(ways[0]) for ways in self._ways.values() if ways]
 
     @property
+    def digests(self) -> set[str]:
+        """Of all encoded blobs that may still be fetched."""
+        return {way.sha256 for ways in self._ways.values() for way in ways}
+
+    @property
     def coming_bytes(self) -> int:
         """What is still to be fetched, by the ways that are chosen now."""
         return sum(self._rest(blob) for blob in self._left.values())

@@ -34,8 +34,8 @@ def deltas(
 ) -> None:
     """Make patches for a published version.
 
-    They let devices that have one of the versions named with --from download less. `publish` makes them from the newest versions before. Patches that would not save a third of the
-    download are not kept.
+    They let devices that have one of the versions named with --from download less. `publish` makes them
+    from the newest versions before. Patches that would not save a third of the download are not kept.
     """
     from fleet.registry import deltas as making
     from fleet.registry import publish as publishing

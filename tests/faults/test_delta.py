@@ -7,7 +7,6 @@ on the way is found by digest. What is worse is signed by the registry itself, b
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from edge_agent import facts, files
+from edge_agent import facts
 from edge_agent.config import Config, Registry, Update
 from edge_agent.layout import Layout
 from edge_agent.update import fetch, obtain
@@ -123,24 +122,6 @@ class Device:
         assert why in outcome.detail, outcome.detail
         replanned = [line["missing_bytes"] for line in outcome.lines if line["event"] == "replanned"]
         assert all(after > outcome.lines[0]["missing_bytes"] for after in replanned)
-
-
-@pytest.fixture(autouse=True)
-def end_of_child(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A child holds the lock of the staging folder until it ends."""
-    held: list[int] = []
-    lock = files.lock
-
-    def hold(path: Path) -> int:
-        while held:
-            os.close(held.pop())
-        held.append(lock(path))
-        return held[-1]
-
-    monkeypatch.setattr(files, "lock", hold)
-    yield
-    while held:
-        os.close(held.pop())
 
 
 @pytest.fixture
@@ -256,7 +237,7 @@ def test_a_list_of_encodings_that_is_not_what_was_signed(device: Device, fault: 
         target = repo.draft.targets[encodings.target_name("net", "2.0.0")]
     spoiled(device.world.registry.folder / blob_path(target.sha256), fault)
     outcome = device.fetch()
-    device.assert_whole(outcome, "fetched whole")
+    device.assert_whole(outcome, "not by an encoding")
 
 
 def test_a_patch_that_is_cut_in_the_middle_is_resumed(device: Device, cases: Cases) -> None:
