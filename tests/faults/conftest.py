@@ -6,10 +6,16 @@ travel in the reports, so they add up over several workers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from tests.support.broker import Mosquitto
+from tests.support.registry_folder import RegistryFolder
+from tests.support.site import MakeSite, sites
 
 _CASE = "fault_case"
 
@@ -27,6 +33,35 @@ class Cases(NamedTuple):
 @pytest.fixture
 def cases(request: pytest.FixtureRequest) -> Cases:
     return Cases(request.node)
+
+
+@pytest.fixture(scope="session")
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    with Mosquitto(tmp_path_factory.mktemp("broker")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> RegistryFolder:
+    return RegistryFolder.create(tmp_path_factory.mktemp("registry"))
+
+
+@pytest.fixture
+def make_site(mosquitto: Mosquitto, registry: RegistryFolder, tmp_path: Path) -> Iterator[MakeSite]:
+    yield from sites(mosquitto, registry, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def make_module_site(
+    mosquitto: Mosquitto, registry: RegistryFolder, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MakeSite]:
+    yield from sites(mosquitto, registry, tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture
+def name() -> str:
+    """A model's name that no other test uses."""
+    return f"m{uuid.uuid4().hex[:10]}"
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
