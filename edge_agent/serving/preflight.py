@@ -31,9 +31,9 @@ _RUNS = 20
 _LEAST_RUNS = 4
 # A device that is busy now slows down some rounds, not all of them: the best of so many counts. A model
 # that passes in the first needs no second.
-_ROUNDS = 6
+_ROUNDS = 4
 # In which a slow model is timed well enough with fewer runs; the caller's timeout is for hangs.
-_ROUND_S = 4.0
+_ROUND_S, _MEASURED_S = 2.0, 10.0
 _REBUILD = "do not deploy this version; build it again and look at what changed"
 
 
@@ -205,6 +205,7 @@ def measure(model: Loaded, inputs: Mapping[str, Array], enough: Callable[[Timed]
     slow, too. The best round, because only a slow model is slow in every one.
     """
     rounds: list[Timed] = []
+    end_s = time.monotonic() + _MEASURED_S
     while True:
         times_ns = timing.latencies_ns(model, inputs, seconds=_ROUND_S, least=_LEAST_RUNS, most=_RUNS)
         rounds.append(
@@ -212,7 +213,7 @@ def measure(model: Loaded, inputs: Mapping[str, Array], enough: Callable[[Timed]
         )
         best = min(rounds, key=lambda r: r.p50_ms)
         best = best._replace(reference_ms=min(r.reference_ms for r in rounds))
-        if enough(best) or len(rounds) == _ROUNDS:
+        if enough(best) or len(rounds) == _ROUNDS or time.monotonic() > end_s:
             return best
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import onnx
+from msgspec import UNSET
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.layout import MANIFEST, Layout
@@ -204,6 +205,7 @@ def write_bundle(
     labels: Mapping[str, bytes] | None = None,
     runtime: m.Runtime = "onnxruntime",
     session: m.Session | None = None,
+    probation: m.Probation | None = None,
 ) -> BundleOnDisk:
     """Write any model and golden vectors as a bundle folder. `golden` has `input:NAME`, `output:NAME`."""
     suffix = "onnx" if runtime == "onnxruntime" else "tflite"
@@ -227,6 +229,7 @@ def write_bundle(
         expected=expected,
         lineage=m.Lineage(sha256_hex(model), "0.0.0", "fp32", "test", sha256_hex(b"test")),
         reference=reference or [],
+        probation=probation or UNSET,
     )
     for _, _, data in parts:
         _write(folder / m.blob_path(sha256_hex(data)), data)
