@@ -2,61 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from edge_agent.config import Registry
-from edge_agent.update.floor import Floor
-from edge_agent.update.http import Client
-from edge_agent.update.levels import MetadataFloor
-from edge_agent.update.trust import Trust, source
-from edge_contract.errors import EdgewardError, Reason, TransferFailed
+from edge_contract.errors import Reason
 from edge_contract.wire import OPERATORS_TARGET
 from tests.support.http_registry import FolderServer
+from tests.support.trust_box import TrustBox
 from tests.support.tuf_repository import YEAR_S, TufRepository
 
 DAY_S = 86400
 TOP = ("root", "timestamp", "snapshot", "targets")
-
-
-class Box:
-    """A device's trust, anew for each refresh, as in each child."""
-
-    def __init__(self, folder: Path, repository: TufRepository, server: FolderServer) -> None:
-        self.folder = folder
-        self.metadata = folder / "trust" / "metadata"
-        self.copies = (folder / "trust" / "metadata.floor", folder / "floor" / "metadata.floor")
-        self.clock_s = time.time()
-        self._registry = Registry(url=server.url, root=str(repository.root_path), timeout_s=2.0, retries=1)
-
-    @property
-    def floor(self) -> Floor[MetadataFloor]:
-        return Floor(self.copies, MetadataFloor())
-
-    def refresh(self, *targets: str) -> Trust:
-        trust = Trust(self.metadata, source(self._registry, Client(self._registry)), self.floor, self.clock_s)
-        trust.refresh()
-        for name in targets:
-            trust.target(name)
-        return trust
-
-    def refused(self, reason: Reason, *targets: str) -> EdgewardError:
-        with pytest.raises(TransferFailed) as fault:
-            self.refresh(*targets)
-        assert fault.value.reason is reason, fault.value
-        return fault.value
-
-    def versions(self) -> dict[str, int]:
-        return {role: level.version for role, level in self.floor.value.roles.items()}
-
-    def forget_metadata(self) -> None:
-        """Everything that python-tuf keeps, zeroed or gone."""
-        for path in [*self.metadata.glob("*.json"), *self.metadata.glob("root_history/*")]:
-            if not path.is_symlink():
-                path.write_bytes(bytes(path.stat().st_size))
 
 
 @pytest.fixture
@@ -71,11 +29,11 @@ def server(repository: TufRepository) -> Iterator[FolderServer]:
 
 
 @pytest.fixture
-def box(tmp_path: Path, repository: TufRepository, server: FolderServer) -> Box:
-    return Box(tmp_path / "box", repository, server)
+def box(tmp_path: Path, repository: TufRepository, server: FolderServer) -> TrustBox:
+    return TrustBox(tmp_path / "box", repository, server)
 
 
-def test_a_refresh_raises_the_floor_in_both_copies(box: Box, repository: TufRepository) -> None:
+def test_a_refresh_raises_the_floor_in_both_copies(box: TrustBox, repository: TufRepository) -> None:
     box.refresh()
     repository.sign()
     box.refresh()
@@ -85,7 +43,7 @@ def test_a_refresh_raises_the_floor_in_both_copies(box: Box, repository: TufRepo
 
 
 def test_replayed_metadata_is_refused_also_when_the_device_has_lost_its_own(
-    box: Box, repository: TufRepository, server: FolderServer, tmp_path: Path
+    box: TrustBox, repository: TufRepository, server: FolderServer, tmp_path: Path
 ) -> None:
     box.refresh()
     old = repository.copy_files(tmp_path / "old")
@@ -104,7 +62,7 @@ def test_replayed_metadata_is_refused_also_when_the_device_has_lost_its_own(
 
 
 def test_roots_that_were_verified_are_not_undone_when_the_rest_fails(
-    box: Box, repository: TufRepository, server: FolderServer, tmp_path: Path
+    box: TrustBox, repository: TufRepository, server: FolderServer, tmp_path: Path
 ) -> None:
     """A root revokes keys. It counts from the moment it is verified."""
     box.refresh()
@@ -119,7 +77,7 @@ def test_roots_that_were_verified_are_not_undone_when_the_rest_fails(
     assert "root.json" in box.refused(Reason.TRUST_FAILED).what
 
 
-def test_ten_rotations_of_every_key_are_followed(box: Box, repository: TufRepository) -> None:
+def test_ten_rotations_of_every_key_are_followed(box: TrustBox, repository: TufRepository) -> None:
     box.refresh()
     for turn in range(10):
         repository.rotate("root", count=3, threshold=2)
@@ -129,7 +87,7 @@ def test_ten_rotations_of_every_key_are_followed(box: Box, repository: TufReposi
     assert box.versions()["root"] == 21
 
 
-def test_a_root_below_its_threshold_is_refused(box: Box, repository: TufRepository) -> None:
+def test_a_root_below_its_threshold_is_refused(box: TrustBox, repository: TufRepository) -> None:
     repository.rotate("root", count=3, threshold=2)
     repository.sign()
     box.refresh()
@@ -141,7 +99,7 @@ def test_a_root_below_its_threshold_is_refused(box: Box, repository: TufReposito
 
 @pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets"])
 def test_a_rotation_is_the_way_out_of_an_absurd_version(
-    box: Box, repository: TufRepository, role: str
+    box: TrustBox, repository: TufRepository, role: str
 ) -> None:
     """Fast-forward recovery: what a stolen key signed binds no longer once the key is gone."""
     signed = getattr(repository, role)
@@ -161,7 +119,7 @@ def test_a_rotation_is_the_way_out_of_an_absurd_version(
 
 
 def test_delegated_roles_count_and_are_durable_too(
-    box: Box, repository: TufRepository, server: FolderServer, tmp_path: Path
+    box: TrustBox, repository: TufRepository, server: FolderServer, tmp_path: Path
 ) -> None:
     repository.delegate("team", "models/*")
     repository.add("models/a", b"a", "team")
@@ -182,7 +140,7 @@ def test_delegated_roles_count_and_are_durable_too(
     assert "team.json" in box.refused(Reason.TRUST_FAILED, "models/a").what
 
 
-def test_targets_in_hash_bins_are_found(box: Box, repository: TufRepository) -> None:
+def test_targets_in_hash_bins_are_found(box: TrustBox, repository: TufRepository) -> None:
     roles = repository.hash_bins(4)
     assert len(roles) == 16
     bins = repository.targets.delegations
@@ -202,7 +160,7 @@ def test_targets_in_hash_bins_are_found(box: Box, repository: TufRepository) -> 
 # --- time ---
 
 
-def test_a_clock_of_1970_freezes_nothing(box: Box, repository: TufRepository) -> None:
+def test_a_clock_of_1970_freezes_nothing(box: TrustBox, repository: TufRepository) -> None:
     repository.lifetime_s["timestamp"] = 7 * DAY_S
     repository.sign()
     box.refresh()
@@ -222,7 +180,7 @@ def test_a_clock_of_1970_freezes_nothing(box: Box, repository: TufRepository) ->
 
 
 def test_a_timestamp_that_expired_before_the_registrys_time_is_refused_on_the_first_day(
-    box: Box, repository: TufRepository
+    box: TrustBox, repository: TufRepository
 ) -> None:
     """Snapshot and targets are judged by the time that the timestamp of the same refresh brought."""
     repository.lifetime_s["targets"] = 10 * DAY_S
@@ -233,7 +191,7 @@ def test_a_timestamp_that_expired_before_the_registrys_time_is_refused_on_the_fi
     assert "targets.json is expired" in box.refused(Reason.TRUST_EXPIRED).what
 
 
-def test_a_clock_ten_years_ahead_poisons_nothing(box: Box, repository: TufRepository) -> None:
+def test_a_clock_ten_years_ahead_poisons_nothing(box: TrustBox, repository: TufRepository) -> None:
     box.refresh()
     before = box.floor.value
     now_s, box.clock_s = box.clock_s, box.clock_s + 10 * YEAR_S
@@ -249,7 +207,7 @@ def test_a_clock_ten_years_ahead_poisons_nothing(box: Box, repository: TufReposi
 
 
 def test_a_time_that_a_stolen_key_signed_is_forgotten_with_the_key(
-    box: Box, repository: TufRepository
+    box: TrustBox, repository: TufRepository
 ) -> None:
     repository.lifetime_s["timestamp"] = 7 * DAY_S
     box.refresh()
@@ -267,7 +225,7 @@ def test_a_time_that_a_stolen_key_signed_is_forgotten_with_the_key(
 
 
 def test_a_time_at_which_everything_would_be_expired_is_not_believed(
-    box: Box, repository: TufRepository
+    box: TrustBox, repository: TufRepository
 ) -> None:
     """Somebody signed on a machine whose clock was wrong: no device must have to live with that."""
     box.refresh()
@@ -282,7 +240,7 @@ def test_a_time_at_which_everything_would_be_expired_is_not_believed(
 
 
 def test_a_registry_that_does_not_say_when_it_signed_is_believed_without(
-    box: Box, repository: TufRepository
+    box: TrustBox, repository: TufRepository
 ) -> None:
     repository.says_when = False
     repository.sign()
@@ -295,7 +253,7 @@ def test_a_registry_that_does_not_say_when_it_signed_is_believed_without(
         assert box.floor.value.at_s == 0
 
 
-def test_damaged_copies_of_the_floor_are_repaired_by_a_refresh(box: Box) -> None:
+def test_damaged_copies_of_the_floor_are_repaired_by_a_refresh(box: TrustBox) -> None:
     box.refresh()
     value = box.floor.value
     box.copies[0].write_bytes(b"")
@@ -309,7 +267,7 @@ def test_damaged_copies_of_the_floor_are_repaired_by_a_refresh(box: Box) -> None
 
 
 @pytest.mark.parametrize("case", ["file for folder", "file for history", "folder for file", "cut-off write"])
-def test_disorder_in_the_folder_of_metadata_is_tidied(box: Box, case: str) -> None:
+def test_disorder_in_the_folder_of_metadata_is_tidied(box: TrustBox, case: str) -> None:
     box.refresh()
     if case == "file for folder":
         box.metadata.rename(box.folder / "lost")
