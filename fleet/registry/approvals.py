@@ -128,7 +128,8 @@ def read(pending: Path, name: str, version: str, policy: Policy) -> Pending:
 
 def every(pending: Path) -> list[tuple[str, str]]:
     """Model and version of all that await approvals."""
-    names = sorted(path.name for path in pending.iterdir()) if pending.is_dir() else []
+    # A folder without a manifest is what a kill while staging left.
+    names = sorted(path.parent.name for path in pending.glob(f"*/{_MANIFEST}"))
     return [(name, version) for name, at, version in (n.partition("@") for n in names) if at]
 
 

@@ -171,6 +171,8 @@ def _change(
     from fleet.registry import inspection, operators, repository, rotation, signers
     from fleet.registry.password import Password
 
+    if given.get("label") and role != rotation.OPERATOR:
+        raise click.UsageError("--label is for operator keys; other keys have no names")
     password = Password(given["password_file"], insecure_none=given.get("insecure_no_password", False))
     keyring = arguments.keyring(folder, given["keys_folders"], password)
     with repository.opened(folder, keyring.pinned_root()) as repo:

@@ -32,13 +32,11 @@ _KEPT = (
     metavar="FILE",
     help="Public key that the team made with `keys new`. Repeat for several.  [default: one is made]",
 )
-@click.option("--count", type=click.IntRange(1, 16), default=1, show_default=True, help="Keys to make.")
 @click.option(
-    "--threshold",
-    type=click.IntRange(1, 16),
-    default=1,
-    show_default=True,
-    help="How many of its keys sign.",
+    "--count", type=click.IntRange(1, 16), help="How many keys to make for a new team.  [default: 1]"
+)
+@click.option(
+    "--threshold", type=click.IntRange(1, 16), help="How many of its keys have to sign.  [default: 1]"
 )
 @arguments.insecure
 @json_option
@@ -49,8 +47,8 @@ def delegate(
     password_file: Path | None,
     team: str,
     publics: tuple[Path, ...],
-    count: int,
-    threshold: int,
+    count: int | None,
+    threshold: int | None,
     insecure_no_password: bool,
     as_json: bool,
 ) -> None:
@@ -62,6 +60,8 @@ def delegate(
     from fleet.registry import repository, signers, teams
     from fleet.registry.password import Password
 
+    if publics and count:
+        raise click.UsageError("give --key, or --count of keys to make")
     password = Password(password_file, insecure_none=insecure_no_password)
     keyring = arguments.keyring(folder, keys_folders, password)
     keys = [signers.read_public(path) for path in publics]

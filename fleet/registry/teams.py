@@ -17,13 +17,13 @@ from fleet.registry.signers import Authority
 
 
 class Team(NamedTuple):
-    """A team to be: the models it gets, its public keys, or how many are to be made for it."""
+    """A team, the models it gets, and its keys if it is new: public ones, or how many to make (None: one)."""
 
     name: str
     pattern: str
     publics: Sequence[Key]
-    generate: int
-    threshold: int
+    generate: int | None = None
+    threshold: int | None = None
 
 
 class Delegated(NamedTuple):
@@ -102,20 +102,21 @@ def role_of(team: str) -> str:
 
 
 def _no_keys(team: Team) -> None:
-    if team.publics:
+    if team.publics or team.generate or team.threshold:
         raise InputRejected(
             Reason.BAD_INPUT,
             f"team {team.name} has keys already",
-            "leave --key away; change its keys with `edge-fleet registry keys`",
+            "leave --key, --count and --threshold away; change its keys with `edge-fleet registry keys`",
         )
 
 
 def _keys(role: str, team: Team) -> tuple[dict[str, Ed25519PrivateKey], Authority]:
-    count = 0 if team.publics else team.generate
+    count = 0 if team.publics else team.generate or 1
     private = [Ed25519PrivateKey.generate() for _ in range(count)]
     named = {key.keyid: key for key in [*team.publics, *map(signers.public_of, private)]}
-    rotation.check_threshold(role, team.threshold, len(named))
-    return {signers.public_of(key).keyid: key for key in private}, Authority(named, team.threshold)
+    threshold = team.threshold or 1
+    rotation.check_threshold(role, threshold, len(named))
+    return {signers.public_of(key).keyid: key for key in private}, Authority(named, threshold)
 
 
 def _signers(keyring: Keys, role: str, authority: Authority, made: rotation.Made) -> list[Signer]:

@@ -11,14 +11,16 @@ from tuf.ngclient import FetcherInterface, Updater
 
 
 class _Folder(FetcherInterface):
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, roots: Path) -> None:
         self._folder = folder
+        self._roots = roots
         self.fetched: dict[str, int] = {}
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         name = url.removeprefix("folder:")
         try:
-            data = (self._folder / name).read_bytes()
+            folder = self._roots if name.endswith(".root.json") else self._folder
+            data = (folder / name).read_bytes()
         except FileNotFoundError as e:
             raise DownloadHTTPError(f"no file {name}", 404) from e
         self.fetched[name] = len(data)
@@ -35,9 +37,12 @@ class Client:
         self.fetched: dict[str, int] = {}
         state.mkdir(parents=True, exist_ok=True)
 
-    def find(self, name: str) -> TargetFile | None:
-        """Refresh, then look one target up. `fetched` says what that took: name → bytes."""
-        fetcher = _Folder(self.registry)
+    def find(self, name: str, roots: Path | None = None) -> TargetFile | None:
+        """Refresh, then look one target up. `fetched` says what that took: name → bytes.
+
+        `roots` is an older copy of the registry, whose roots were fetched before it changed.
+        """
+        fetcher = _Folder(self.registry, roots or self.registry)
         self.fetched = fetcher.fetched
         updater = Updater(str(self.state), "folder:metadata/", fetcher=fetcher, bootstrap=self.pinned)
         updater.refresh()

@@ -172,4 +172,5 @@ def test_an_approver_who_left_does_not_count(staged: Path, people: Path, device:
 def test_a_pending_version_is_dropped(staged: Path, run: Run, refused: Refused) -> None:
     run("registry", "revoke", staged, "fashion@1.0.0")
     refused("registry", "publish", staged, "--finish", "fashion@1.0.0", code=2, reason="not_published")
+    (staged / "pending" / "fashion@3").mkdir()  # what a kill while staging leaves
     assert samples.json_of(run("registry", "list", staged, "--json"))["pending"] == []

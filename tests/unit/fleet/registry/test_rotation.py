@@ -103,6 +103,16 @@ def test_a_device_follows_when_a_role_gets_new_keys(
     assert device.find(target_name("fashion", "2.0.0")) is not None
 
 
+@pytest.mark.parametrize("role", ["root", "targets", "snapshot", "timestamp"])
+def test_a_device_that_fetched_the_root_a_moment_before(
+    three: Path, device: Client, tmp_path: Path, run: Run, role: str
+) -> None:
+    shutil.copytree(three, tmp_path / "before")
+    run("registry", "keys", "rotate", three, role)
+    assert device.find(FASHION, roots=tmp_path / "before") is not None
+    assert device.find(FASHION) is not None
+
+
 @pytest.mark.parametrize("role", ["targets", "snapshot", "timestamp"])
 def test_the_old_keys_are_worth_nothing_afterwards(
     three: Path, run: Run, refused: Refused, role: str

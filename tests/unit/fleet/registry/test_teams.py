@@ -201,6 +201,17 @@ def test_a_team_with_many_versions_has_bins_of_its_own(tmp_path: Path) -> None:
     assert len(samples.reader(made.folder).catalogue.targets) == 141
 
 
+def test_a_known_team_gets_no_other_keys_by_the_way(
+    published: Path, team: Path, run: Run, refused: Refused
+) -> None:
+    for option in ("--count", "--threshold"):
+        words = ("registry", "delegate", published, "digits", "--team", "vision", option, "2")
+        assert "registry keys" in refused(*words, code=2, reason="bad_input")
+    both = ("--key", team / "x.pub", "--count", "2")
+    run("registry", "delegate", published, "digits", "--team", "audio", *both, code=2)
+    run("registry", "keys", "add", published, "root", "--label", "alice", code=2)
+
+
 def test_bad_names(published: Path, refused: Refused) -> None:
     for team in ("a.b", "", "UPPER", "x" * 40):
         refused("registry", "delegate", published, "fashion", "--team", team, code=2, reason="bad_input")
