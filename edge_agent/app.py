@@ -388,20 +388,25 @@ def _single_instance(layout: Layout) -> int:
 def _session_base(layout: Layout) -> tuple[int, str]:
     """Session numbers grow with every start and every connection, so that a late will is told apart.
 
-    Also says what is wrong with the disk. If it cannot be written, the seconds since the boot keep this
-    start's numbers above those of the start before.
+    Also says what is wrong with the disk. While it cannot be written, the count is kept in run_dir.
     """
+    spare = layout.run / layout.session.name
+    starts = max(_starts(layout.session), _starts(spare)) + 1
+    data, problem = canonical.to_bytes({"starts": starts}), ""
     try:
-        data = files.read(layout.session)
-        starts = int(json.loads(data)["starts"]) if data else 0
-    except (ValueError, KeyError, TypeError, StorageFault):
-        starts = clock_ms() // 1000  # damaged: any number above all earlier ones will do
-    base = (starts + 1) * _SESSIONS_A_START
-    try:
-        files.write(layout.session, canonical.to_bytes({"starts": starts + 1}))
+        files.write(layout.session, data)
     except StorageFault as e:
-        return base + monotonic_ms() // 1000 % _SESSIONS_A_START, e.what
-    return base, ""
+        problem = e.what
+        files.write(spare, data)
+    return starts * _SESSIONS_A_START, problem
+
+
+def _starts(path: Path) -> int:
+    try:
+        data = files.read(path)
+        return int(json.loads(data)["starts"]) if data else 0
+    except (ValueError, KeyError, TypeError, StorageFault):
+        return clock_ms() // 1000  # damaged: any number above all earlier ones will do
 
 
 def run(config_path: Path, config: Config) -> None:

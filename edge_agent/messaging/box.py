@@ -42,8 +42,8 @@ _TABLES = ("rows", "epochs", "gone", "results", "clock")
 _RESULTS_KEPT = 200
 # A row at a time is too slow while the network is away and every put evicts.
 _EVICTED_AT_ONCE = 8
-# The write-ahead log is cut back to this after it has grown in a storm.
-_WAL_BYTES = 1 << 20
+# When the write-ahead log is written back, and to what it is cut after it has grown in a storm.
+_WAL_PAGES, _WAL_BYTES = 256, 1 << 20
 # What one record can name. A controller acknowledges these, then come the next.
 _GONE_TOLD = 16
 
@@ -311,6 +311,7 @@ def _open(path: Path | None) -> sqlite3.Connection:
     try:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
+        db.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
         problem = str(db.execute("PRAGMA quick_check").fetchone()[0])
         if problem == "ok" and _prepare(db):
             # Only a write says whether there can be one, and it must be now, not at the first event.

@@ -1,25 +1,34 @@
-"""kill -9 of agent, broker and controller while rows flow: every row arrives once, or a tombstone names it.
+"""kill -9 while rows flow: every row arrives once, or a tombstone names it; and a disk that is no disk.
 
-The device is tests/support/outbox_driver.py (the agent's real outbox, link and client), the broker the real
-mosquitto, the controller the real `edge-fleet watch`; each is a process.
+The device of the first part is tests/support/outbox_driver.py (the agent's real outbox, link and client), the
+broker the real mosquitto, the controller the real `edge-fleet watch`; each is a process.
 """
 
 from __future__ import annotations
 
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edge_contract import canonical, wire
+from edge_contract.errors import Reason
 from tests.faults.conftest import Cases
 from tests.support.broker import Mosquitto, free_port
+from tests.support.device import TENANT as DEVICE_TENANT
+from tests.support.device import Device
+from tests.support.operator import Operator
 from tests.support.outbox_driver import TENANT, Committed, committed
+from tests.support.small_disk import fill, read_only, small_disk
 from tests.support.waiting import wait_for
 
 DEVICE = "box-1"
@@ -192,3 +201,140 @@ def test_two_hundred_kills_while_fifty_thousand_rows_flow(tmp_path: Path, cases:
             cases.add(f"outbox flow, 50,000 rows: {which}", "kill -9")
         finish(made, 240)
         assert check(made, 50_000, 200) == 0
+
+
+# the disk under the agent
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    with Mosquitto(tmp_path, port=free_port()) as running:
+        yield running
+
+
+@contextmanager
+def agent(broker: Mosquitto, tmp_path: Path, **settings: Any) -> Iterator[tuple[Device, Operator]]:
+    """`edge-agent run`, not started yet, and who listens to it. Its root of trust is of no use to it."""
+    telemetry = {"interval_s": 0.2, "resend_s": 1.0, "backlog_rows_per_s": 500.0} | settings
+    device = Device(
+        f"box-{uuid.uuid4().hex[:8]}",
+        broker=broker,
+        registry_url="http://127.0.0.1:9",
+        root=tmp_path / "root.json",
+        settings={"telemetry": telemetry},
+    )
+    device.layout.state.mkdir()
+    try:
+        with Operator(broker.host, broker.port, DEVICE_TENANT, device.name) as operator:
+            yield device, operator
+    finally:
+        print(device.log[-4000:])
+        device.stop()
+        shutil.rmtree(device.folder, ignore_errors=True)
+
+
+def seqs(operator: Operator, epoch: str) -> set[int]:
+    return {r.seq for r in operator.records(operator.topics.telemetry) if r.epoch == epoch}
+
+
+def test_a_disk_that_is_full_at_the_start(broker: Mosquitto, tmp_path: Path, cases: Cases) -> None:
+    """It comes up, says so, reports from memory, and goes back to the disk when there is room."""
+    with agent(broker, tmp_path) as (device, operator), small_disk(device.layout.state, 8 << 20) as disk:
+        filler = fill(disk.folder)
+        cases.add("agent start", "disk full")
+        device.start("run")
+        first = operator.wait_online().session
+        operator.wait(lambda: operator.events("storage"), "the alarm")
+        epoch = operator.wait(lambda: operator.records(operator.topics.telemetry), "telemetry")[0].epoch
+        if disk.reason is Reason.DISK_FULL:  # else the limit is on the process and cannot be lifted
+            filler.unlink()
+            operator.wait(
+                lambda: [e for e in operator.events("storage") if "on the disk again" in e.detail], "recovery"
+            )
+            found = seqs(operator, epoch)
+            assert found == set(range(1, len(found) + 1))
+        device.kill()
+        device.start("run")
+        operator.wait(
+            lambda: operator.presence and operator.presence.session > first, "a newer session, disk or not"
+        )
+        device.stop()
+
+
+def test_a_disk_that_is_read_only_at_the_start(broker: Mosquitto, tmp_path: Path, cases: Cases) -> None:
+    with agent(broker, tmp_path) as (device, operator), small_disk(device.layout.state, 8 << 20) as disk:
+        device.start("run")
+        epoch = operator.wait(lambda: operator.records(operator.topics.telemetry), "telemetry")[0].epoch
+        device.kill()
+        with read_only(disk.folder):
+            cases.add("agent start", "disk read-only")
+            device.start("run")
+            operator.wait(
+                lambda: [r for r in operator.records(operator.topics.telemetry) if r.epoch != epoch],
+                "telemetry from memory",
+            )
+            told = operator.wait(lambda: operator.events("storage"), "the alarm")
+            assert any("kept in memory" in e.detail for e in told)
+        operator.wait(
+            lambda: [e for e in operator.events("storage") if "on the disk again" in e.detail], "recovery", 40
+        )
+        device.stop()
+
+
+def test_a_disk_that_fills_while_it_runs(broker: Mosquitto, tmp_path: Path, cases: Cases) -> None:
+    """Nothing is lost on the way to memory and back."""
+    with agent(broker, tmp_path) as (device, operator), small_disk(device.layout.state, 8 << 20) as disk:
+        device.start("run")
+        operator.wait(lambda: len(operator.records(operator.topics.telemetry)) > 5, "telemetry")
+        filler = fill(disk.folder)
+        cases.add("outbox flush", "disk full")
+        if disk.reason is Reason.DISK_FULL:
+            operator.wait(
+                lambda: [e for e in operator.events("storage") if "kept in memory" in e.detail],
+                "the alarm",
+                40,
+            )
+            filler.unlink()
+            operator.wait(
+                lambda: [e for e in operator.events("storage") if "on the disk again" in e.detail], "recovery"
+            )
+        epochs = {r.epoch for r in operator.records(operator.topics.telemetry)}
+        time.sleep(1.0)
+        for epoch in epochs:
+            found = seqs(operator, epoch)
+            assert found == set(range(1, len(found) + 1))
+        device.stop()
+
+
+@pytest.mark.parametrize("how", ["truncated", "zeros", "flipped bits", "log"])
+def test_a_damaged_database_at_the_start(broker: Mosquitto, tmp_path: Path, cases: Cases, how: str) -> None:
+    with agent(broker, tmp_path) as (device, operator):
+        device.start("run")
+        operator.wait(lambda: len(operator.records(operator.topics.telemetry)) > 5, "telemetry")
+        device.kill()
+        before = {r.epoch for r in operator.records(operator.topics.telemetry)}
+        path = device.layout.outbox
+        if how == "log":
+            path = path.with_name(path.name + "-wal")
+        data = bytearray(path.read_bytes())
+        match how:
+            case "truncated":
+                del data[len(data) // 3 :]
+            case "zeros":
+                data[100:] = bytes(len(data) - 100)
+            case _:
+                for at in range(50, len(data), 97):
+                    data[at] ^= 0x10
+        path.write_bytes(data)
+        cases.add("outbox open", how)
+        device.start("run")
+        after = operator.wait(
+            lambda: [r for r in operator.records(operator.topics.telemetry) if r.epoch not in before],
+            "telemetry of a new epoch",
+        )
+        assert after[0].seq == 1
+        assert all(
+            canonical.from_builtins(r.payload, wire.Telemetry)
+            for r in operator.records(operator.topics.telemetry)
+        )
+        device.stop()

@@ -52,3 +52,21 @@ def fill(folder: Path) -> Path:
         while stream.write(b"x" * 1024) == 1024:
             pass
     return filler
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """What was mounted at `folder` cannot be written; without the right to mount, the folder cannot."""
+    readonly, remount = 1, 32
+    if _LIBC.mount(None, os.fsencode(folder), None, readonly | remount, None) == 0:
+        try:
+            yield
+        finally:
+            assert _LIBC.mount(None, os.fsencode(folder), None, remount, None) == 0
+        return
+    mode = folder.stat().st_mode
+    folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        folder.chmod(mode)
