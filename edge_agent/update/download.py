@@ -65,7 +65,7 @@ class Downloader:
         self._progress = progress
         self._client = client or Client(registry)
         self._gate = gate
-        self._rate = Rate(registry.max_rate_bytes_per_s)
+        self._rate = Rate(registry.max_rate_bytes_per_s, time.monotonic())
         self._ends_s = float("inf")
 
     def fetch(self, path: str, sha256: str, size_bytes: int) -> Path:

@@ -52,15 +52,15 @@ class LowSpeed:
 
 
 class Rate:
-    """A limit over all connections and blobs of one transfer; what was not used in a second is lost."""
+    """A limit over all connections and blobs of one transfer. What was not used is lost after a second."""
 
-    def __init__(self, bytes_per_s: int) -> None:
+    def __init__(self, bytes_per_s: int, now_s: float) -> None:
         self._bytes_per_s = bytes_per_s
-        self._free_s = float("-inf")
+        self._free_s = now_s
 
     def pause_s(self, received: int, now_s: float) -> float:
         """How long to wait after `received` bytes; 0 without a limit."""
         if not self._bytes_per_s:
             return 0.0
-        self._free_s = max(self._free_s, now_s - received / self._bytes_per_s) + received / self._bytes_per_s
+        self._free_s = max(self._free_s, now_s - 1.0) + received / self._bytes_per_s
         return max(0.0, self._free_s - now_s)

@@ -59,13 +59,14 @@ def test_low_speed_is_judged_span_by_span() -> None:
 
 
 def test_the_rate_holds_over_pauses_and_saves_nothing_up() -> None:
-    rate = Rate(100)
-    assert rate.pause_s(50, 0.0) == 0.0  # the first bytes are here already
-    assert rate.pause_s(100, 0.0) == 1.0
-    assert rate.pause_s(100, 1.0) == 1.0
+    rate = Rate(100, now_s=0.0)
+    assert rate.pause_s(50, 0.0) == 0.5
+    assert rate.pause_s(100, 0.5) == 1.0
+    assert rate.pause_s(100, 1.5) == 1.0
+    assert rate.pause_s(100, 3.0) == 0.5  # half a second came late
     assert rate.pause_s(100, 500.0) == 0.0
     assert rate.pause_s(100, 500.0) == 1.0
-    assert Rate(0).pause_s(1 << 40, 0.0) == 0.0
+    assert Rate(0, now_s=0.0).pause_s(1 << 40, 0.0) == 0.0
 
 
 @pytest.mark.parametrize(
