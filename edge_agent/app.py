@@ -30,6 +30,7 @@ from edge_agent.sensors import METRICS, Sensors
 from edge_agent.telemetry import Sampler
 from edge_agent.update.children import Child
 from edge_agent.update.clock import TrustedClock
+from edge_agent.update.inbox import Inbox
 from edge_agent.update.operators import OperatorKeys
 from edge_agent.update.updater import Updater
 from edge_contract import canonical, wire
@@ -107,7 +108,8 @@ class App:
         self._refused, self._refused_sha256 = "", ""
         self._held: Message | None = None
         self._early: list[Message] = []
-        self._next_look_ms = 0
+        self._next_look_ms = self._next_import_ms = 0
+        self._inbox = Inbox(self._layout)
         self._next_sample_ms = monotonic_ms() + int(config.telemetry.interval_s * 1000)
         self._stop = False
 
@@ -168,6 +170,7 @@ class App:
     def _tick(self, now_ms: int) -> None:
         parts = (
             self._refresh_keys,
+            self._take_imports,
             self._look,
             self._updater.tick,
             self._commands.tick,
@@ -191,6 +194,20 @@ class App:
         self._held, self._early = None, []
         for message in waiting:
             self._route(message, now_ms)
+
+    def _take_imports(self, now_ms: int) -> None:
+        """An order that came by hand is believed by the same rules as one from the broker."""
+        if monotonic_ms() < self._next_import_ms:
+            return
+        self._next_import_ms = monotonic_ms() + _LOOK_EVERY_MS
+        arrived = self._inbox.look()
+        if arrived is None:
+            return
+        self._operators.reload()
+        if arrived.desired:
+            self._route(Message(self._link.topics.desired, arrived.desired, "", b""), now_ms)
+        self._updater.hurry()
+        self._inbox.done(arrived)
 
     def _look_at_clock(self, now_ms: int) -> None:
         for event in self._clock.look(now_ms):

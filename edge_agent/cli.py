@@ -72,6 +72,28 @@ def status(config_path: Path, as_json: bool) -> None:
         click.echo(truth.text(found))
 
 
+@main.command("import")
+@CONFIG
+@click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("references", metavar="[MODEL@VERSION]...", nargs=-1)
+@json_option
+def import_(config_path: Path, source: Path, references: tuple[str, ...], as_json: bool) -> None:
+    """Take versions from FILE, without a network: what `edge-fleet registry export` wrote.
+
+    FILE is a tar or zip archive or a folder. It is trusted as the registry is: by signed metadata and
+    digests. The next desired state that names these versions needs no network; one for this device that
+    came with them is handed to the control process. Without MODEL@VERSION, everything that FILE lists.
+    """
+    from edge_agent.update import importing, progress_bar
+
+    with progress_bar.shown(quiet=as_json) as show:
+        done = importing.run(configuration.load(config_path), source, references, show)
+    if as_json:
+        print_json(importing.as_dict(done))
+    else:
+        click.echo(importing.sentence(done))
+
+
 @main.command("fetch", hidden=True)
 @CONFIG
 @click.argument("name")

@@ -10,6 +10,7 @@ state_dir/
   journal/        NAME.json: where an update is
   verified/       DIGEST.json: as which files a version had its digests, see verified.py
   desired.json    the newest accepted desired state
+  inbox/          what `edge-agent import` has for the control process
   outbox.db       what waits for the controller
 run_dir/
   control.sock    repository and statistics, for the control process
@@ -44,6 +45,7 @@ class Layout:
         self.desired = self.state / "desired.json"
         self.rejected = self.state / "rejected.json"
         self.session = self.state / "session.json"
+        self.inbox = self.state / "inbox"
         self.outbox = self.state / "outbox.db"
         self.control_lock = self.state / "control.lock"
         self.up_lock = self.run / "up.lock"

@@ -23,12 +23,16 @@ _AS_IT_WAS = Permissions(downgrade=True, interface_change=True)
 
 
 class Step(NamedTuple):
-    """An event with its reason code and one sentence. `progressed`: bytes had come before it happened."""
+    """An event with its reason code and one sentence. `progressed`: bytes had come before it happened.
+
+    `pause_s`: how long the other end, a window or a metered link asks to wait; 0 when nobody said.
+    """
 
     event: Event
     reason: Reason = Reason.OK
     detail: str = ""
     progressed: bool = False
+    pause_s: float = 0.0
 
 
 class Situation(NamedTuple):
@@ -105,14 +109,20 @@ def _begun(entry: Entry, here: Situation, target: Ref | None) -> Entry:
 
 
 def _interrupted(entry: Entry, step: Step, here: Situation) -> Entry:
-    """Exponential backoff with full jitter (Brooker 2015), capped; it begins anew once bytes came."""
+    """Exponential backoff with full jitter (Brooker 2015), capped; it begins anew once bytes came.
+
+    A pause that was asked for is kept, under the same cap, with a little jitter: a fleet shares its window.
+    """
     count = 1 if step.progressed else entry.interruptions + 1
     ceiling_s = min(here.retry_max_s, here.retry_s * 2 ** min(count - 1, _MOST_DOUBLINGS))
+    pause_s = here.draw * ceiling_s
+    if step.pause_s:
+        pause_s = min(here.retry_max_s, step.pause_s + here.draw * here.retry_s)
     return replace(
         entry,
         interruptions=count,
         attempts=entry.attempts + blames_device(entry.state, step),
-        retry_at_ms=here.now_ms + int(here.draw * ceiling_s * 1000),
+        retry_at_ms=here.now_ms + int(pause_s * 1000),
     )
 
 

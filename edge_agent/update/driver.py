@@ -203,6 +203,11 @@ class ModelDriver:
                 Event.DAMAGED, Reason.DIGEST_MISMATCH, f"{ref.version} is damaged here: {what}"
             )
 
+    def hurry(self) -> None:
+        """What it waits for may have come by another way: try again now."""
+        if self._entry.state is State.WAITING:
+            self._job = jobs.WaitJob(0.0)
+
     def tick(self, now_ms: int) -> None:
         """Take what happened, and start what the state asks for."""
         if time.monotonic() < self._resume_s:

@@ -108,7 +108,8 @@ def _fetch_outcome(ended: Ended) -> Step:
         TransferFailed.exit_code: Event.INTERRUPTED,
         StorageFault.exit_code: Event.INTERRUPTED,
     }
-    return Step(by_code.get(ended.code, Event.INTERRUPTED), reason, detail)
+    event = by_code.get(ended.code, Event.INTERRUPTED)
+    return Step(event, reason, detail, pause_s=float(ended.last.get("retry_after_s") or 0.0))
 
 
 class ThreadJob:

@@ -65,15 +65,19 @@ class Staging:
         if lacking > 0:
             self._remove(plan.victims(self._leftovers(), keep, lacking))
             lacking = self._lacking(blobs, reserve_bytes)
-        if lacking > 0:
-            free, where = files.free_bytes(self.folder), self._layout.state
-            raise StorageFault(
-                Reason.DISK_FULL,
-                f"the update needs {free + lacking} bytes with its reserve, {where} has {free} free",
-                "free space on the device, or lower [update] disk_reserve_bytes",
-            )
+        self.check_room(files.free_bytes(self.folder) + lacking)
         for blob in blobs:
             self._reserve(blob)
+
+    def check_room(self, needed_bytes: int) -> None:
+        """Raises StorageFault when fewer bytes are free."""
+        free, where = files.free_bytes(self.folder), self._layout.state
+        if needed_bytes > free:
+            raise StorageFault(
+                Reason.DISK_FULL,
+                f"the update needs {needed_bytes} bytes with its reserve, {where} has {free} free",
+                "free space on the device, or lower [update] disk_reserve_bytes",
+            )
 
     def sweep(self, keep: Set[str], keep_s: float) -> None:
         """Remove what nobody has wanted for `keep_s` seconds."""

@@ -13,6 +13,7 @@ from edge_contract.console import json_option, print_json
 from fleet import options
 from fleet.registry import arguments, team_commands
 from fleet.registry.deltas_commands import deltas
+from fleet.registry.export_command import export
 from fleet.registry.keys_commands import keys
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def registry() -> None:
 
 
 registry.add_command(keys)
+registry.add_command(export)
 for _command in (
     deltas,
     team_commands.delegate,

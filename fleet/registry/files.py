@@ -105,12 +105,19 @@ def make_folder(folder: Path) -> None:
         _sync_folder(folder.parent)
 
 
-def _place(path: Path, mode: int, fill: Callable[[IO[bytes]], object]) -> None:
+def place(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Replace `path` durably by what `fill` writes, with the modes of the place: a USB stick has its own."""
+    _place(path, None, fill)
+
+
+def _place(path: Path, mode: int | None, fill: Callable[[IO[bytes]], object]) -> None:
     make_folder(path.parent)
     part = path.with_name(f".{path.name}.part")
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as out:
-            os.fchmod(out.fileno(), mode)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with os.fdopen(os.open(part, flags, 0o666 if mode is None else mode), "wb") as out:
+            if mode is not None:
+                os.fchmod(out.fileno(), mode)
             fill(out)
             out.flush()
             os.fsync(out.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -117,6 +118,12 @@ class RegistryFolder:
         with self.opened() as repo:
             repo.now = lambda: when
             refresh.refresh(repo, self.keyring, also, repo.draft.periods, None)
+
+    def export(self, output: Path, *bundles: BundleOnDisk, options: Sequence[str] = ()) -> Path:
+        """Write bundles to a medium; returns it."""
+        labels = [f"{b.manifest.name}@{b.manifest.version}" for b in bundles]
+        self._run("export", *labels, "-o", str(output), *options)
+        return output
 
     def blob(self, bundle: BundleOnDisk, role: str = "model") -> Path:
         """Where the registry keeps the content of a bundle's file; with role `manifest`, the manifest."""
