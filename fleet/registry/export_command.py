@@ -57,7 +57,9 @@ def export(
     password_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Write versions to a medium, for `edge-agent import` on devices without a network.
+    """Write versions to a medium for `edge-agent import`.
+
+    For devices without a network, or with one that is too slow.
 
     Keys are needed only with --desire, the operator's.
     """
