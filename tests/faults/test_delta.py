@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from edge_agent import facts
+from edge_agent import facts, files
 from edge_agent.config import Config, Registry, Update
 from edge_agent.layout import Layout
 from edge_agent.update import fetch, obtain
@@ -306,6 +306,15 @@ def test_a_decoder_that_hangs(device: Device, monkeypatch: pytest.MonkeyPatch, c
     cases.add("delta: decoder", "hang")
     monkeypatch.setattr(obtain, "_DECODE_TIMEOUT_S", 0.0)
     device.assert_whole(device.fetch(), "did not end in time")
+
+
+def test_a_disk_without_room_for_an_encoded_blob_beside_the_whole(
+    device: Device, monkeypatch: pytest.MonkeyPatch, cases: Cases
+) -> None:
+    cases.add("delta: staging", "no space for both")
+    monkeypatch.setattr(facts, "encodings", lambda: [ZSTD])
+    monkeypatch.setattr(files, "free_bytes", lambda _: device.world.v2.manifest.size_bytes + 20_000)
+    device.assert_whole(device.fetch(), "no space for encoded blobs")
 
 
 @pytest.mark.parametrize("left", ["encoded", "half a result", "whole result", "wrong result"])

@@ -70,9 +70,22 @@ CHANGES: dict[str, Callable[[Layers], Layers]] = {
 }
 
 
-def cases(widths: Sequence[int] = LARGE, *, seed: int = 1) -> list[Case]:
+FAR = "INT8, all weights by 2 % σ"
+
+
+def of_model(data: bytes) -> Layers:
+    """The convolutions' weights of a trained model."""
+    found = (numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(data).graph.initializer)
+    return [array for array in found if array.ndim == 4 and array.dtype == np.float32]
+
+
+def far(before: Layers) -> Case:
+    """One case more, beyond the six: retrained rather than touched up."""
+    return Case(FAR, int8(before), int8(all_weights(before, share=0.02)))
+
+
+def cases(before: Layers) -> list[Case]:
     """{FP32, INT8} × the three changes."""
-    before = layers(widths, seed=seed)
     return [
         Case(f"{kind}, {name}", build(before), build(change(before)))
         for kind, build in (("FP32", fp32), ("INT8", int8))
@@ -140,16 +153,9 @@ def bundle(
 ) -> BundleOnDisk:
     """A bundle of the standard net of tests/support/models.py with 64k weights (256 kB).
 
-    `change` is the share of its weights that differ from those with change 0, more with each more. What it
-    answers is in its golden vectors, computed in numpy.
+    `change` is the share of its weights that differ from those with change 0, more with each more.
     """
-    rng = np.random.default_rng(5)
-    weights = rng.normal(0, 0.02, (features, classes)).astype(np.float32)
-    other = rng.normal(0, 0.02, (features, classes)).astype(np.float32)
-    weights = np.where(rng.random(weights.shape) < change, other, weights)
     x = models.samples(4, features=features)
-    logits = x.astype(np.float64) @ weights
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["x", "W"], ["logits"]),
@@ -158,10 +164,9 @@ def bundle(
         "standard",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", features])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", classes])],
-        [numpy_helper.from_array(weights, "W")],
+        [numpy_helper.from_array(_matrix(change, features, classes), "W")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    answers = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
     return models.write_bundle(
         folder / f"{name}-{version}",
         name,
@@ -170,6 +175,20 @@ def bundle(
         model=model.SerializeToString(),
         inputs=[m.Tensor("x", "FP32", [-1, features])],
         outputs=[m.Tensor("scores", "FP32", [-1, classes])],
-        golden={"input:x": x, "output:scores": answers},
+        golden={"input:x": x, "output:scores": answers(x, change=change, classes=classes)},
         tolerance=m.Tolerance(atol=1e-4, rtol=1e-3),
     )
+
+
+def answers(x: npt.NDArray[np.float32], *, change: float, classes: int = 16) -> npt.NDArray[np.float32]:
+    """What such a bundle answers, computed in numpy."""
+    logits = x.astype(np.float64) @ _matrix(change, x.shape[1], classes)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _matrix(change: float, features: int, classes: int) -> npt.NDArray[np.float32]:
+    rng = np.random.default_rng(5)
+    first = _normal(rng, (features, classes), 0.02)
+    other = _normal(rng, (features, classes), 0.02)
+    return np.where(rng.random(first.shape) < change, other, first)

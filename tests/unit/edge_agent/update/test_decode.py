@@ -19,7 +19,7 @@ from fleet.registry.encode.candidates import Candidate
 from tests.support import weights
 from tests.support.waiting import wait_for
 
-CASE = weights.cases(weights.SMALL)[0]
+CASE = weights.cases(weights.layers(weights.SMALL))[0]
 MADE = {c.algorithm: c for c in (*candidates.patches(CASE.base, CASE.new), candidates.whole(CASE.new))}
 ALGORITHMS = sorted(MADE)
 # From the same base, and much more than the model.

@@ -51,7 +51,7 @@ class memory_file:
         os.close(self._handle)
 
 
-@pytest.mark.parametrize("case", weights.cases(weights.SMALL), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", weights.cases(weights.layers(weights.SMALL)), ids=lambda case: case.name)
 def test_a_changed_model_is_made_again_from_much_less(case: weights.Case) -> None:
     patch = lanes.patch(case.base, case.new)
     assert apply(case.base, patch.data) == case.new
@@ -125,7 +125,7 @@ def test_zigzag_comes_back(value: int) -> None:
 
 # --- damage ---
 
-CASE = weights.cases(weights.SMALL)[1]
+CASE = weights.cases(weights.layers(weights.SMALL))[1]
 
 
 @pytest.fixture(scope="module")
