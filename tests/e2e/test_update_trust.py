@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
+import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from edge_contract import wire
 from edge_contract.errors import Reason
 from tests.e2e.conftest import MakeSite, Site
-from tests.support.http_registry import whole
+from tests.support.broker import Mosquitto
+from tests.support.device import TENANT, Device
+from tests.support.http_registry import FolderServer, stall, whole
 from tests.support.models import make_bundle, samples, scores
+from tests.support.operator import Operator
+from tests.support.tuf_repository import TufRepository
 
 X = samples(4)
 
@@ -138,3 +147,116 @@ def test_a_registry_that_was_never_there_holds_up_nothing_but_the_order(make_sit
     site.operator.wait(lambda: site.state.generation == site.operator.generation, "the acceptance")
     assert site.state.refused == ""
     assert [e.reason for e in site.operator.events("refused")] == [Reason.UNSIGNED]
+
+
+# --- operators: signed by whom, and since when ---
+
+
+@pytest.fixture
+def signed(tmp_path: Path) -> TufRepository:
+    """A registry whose operators can be changed."""
+    return TufRepository(tmp_path / "signed")
+
+
+@dataclass
+class Post:
+    """A device of such a registry, not started yet."""
+
+    device: Device
+    operator: Operator
+    repository: TufRepository
+    server: FolderServer
+
+    def refused(self, reason: Reason) -> list[wire.Event]:
+        return [event for event in self.operator.events("refused") if event.reason is reason]
+
+
+@pytest.fixture
+def post(mosquitto: Mosquitto, signed: TufRepository) -> Iterator[Post]:
+    name = f"box-{uuid.uuid4().hex[:8]}"
+    with FolderServer(signed.folder) as server:
+        device = Device(name, broker=mosquitto, registry_url=server.url, root=signed.root_path)
+        with Operator(mosquitto.host, mosquitto.port, TENANT, name, signed.operators[0]) as operator:
+            yield Post(device, operator, signed, server)
+        print(device.log)
+        device.close()
+
+
+def test_a_command_before_the_first_keys_is_held_and_then_answered(post: Post) -> None:
+    operator = post.operator
+    post.server.instead["metadata/timestamp.json"] = stall(1.5)
+    post.device.start("run")
+    operator.wait_online()
+    operator.publish(operator.topics.command, operator.signed_command("status", "early", {}))
+    for number in range(9):
+        garbage = operator.signed_command("status", f"g{number}", {}, key=Ed25519PrivateKey.generate())
+        operator.publish(operator.topics.command, garbage)
+    post.server.instead.clear()
+    (answer,) = operator.wait(lambda: operator.on(operator.topics.result), "the answer")
+    assert wire.decode(answer.payload, wire.Result).id == "early"
+
+
+def test_an_operator_who_was_removed_is_obeyed_no_longer(post: Post) -> None:
+    operator, repository = post.operator, post.repository
+    post.device.start("run")
+    operator.wait_online()
+    assert operator.command("status").ok
+    old, new = repository.operators[0], Ed25519PrivateKey.generate()
+    repository.operators = [new]
+    repository.sign()
+    # The first message by a key that the device does not know lets it look for new ones.
+    operator.publish(operator.topics.command, operator.signed_command("status", "first", {}, key=new))
+    operator.wait(lambda: post.refused(Reason.UNSIGNED), "the refusal of a key that is not known yet")
+    operator.key = new
+    operator.desire()  # a desired state is held until the keys are fetched
+    operator.wait(lambda: operator.state and operator.state.generation == operator.generation, "new keys")
+    assert operator.command("status").ok
+    before = len(post.refused(Reason.UNSIGNED))
+    operator.publish(operator.topics.command, operator.signed_command("status", "removed", {}, key=old))
+    operator.wait(lambda: len(post.refused(Reason.UNSIGNED)) > before, "the refusal of the old key")
+
+
+def test_two_of_three_operators_must_sign(post: Post) -> None:
+    operator, repository = post.operator, post.repository
+    repository.operators = [Ed25519PrivateKey.generate() for _ in range(3)]
+    repository.operator_threshold = 2
+    repository.sign()
+    post.device.start("run")
+    operator.wait_online()
+    one, two = repository.operators[:2]
+    alone = operator.signed_command("status", "alone", {}, key=one)
+    operator.publish(operator.topics.command, alone)
+    operator.wait(lambda: post.refused(Reason.SIGNATURE_INVALID), "the refusal of one signature")
+    twice = _joined(alone, alone)
+    operator.publish(operator.topics.command, twice)
+    operator.wait(lambda: len(post.refused(Reason.SIGNATURE_INVALID)) > 1, "the refusal of one key, twice")
+    both = _joined(alone, operator.signed_command("status", "alone", {}, key=two, **_times(alone)))
+    operator.publish(operator.topics.command, both)
+    operator.wait(lambda: operator.on(operator.topics.result), "the answer")
+
+
+def _joined(one: bytes, other: bytes) -> bytes:
+    """One envelope with the signatures of two over the same payload."""
+    first, second = json.loads(one), json.loads(other)
+    assert first["payload"] == second["payload"]
+    return json.dumps({**first, "signatures": first["signatures"] + second["signatures"]}).encode()
+
+
+def _times(envelope: bytes) -> dict[str, int]:
+    command = json.loads(base64.b64decode(json.loads(envelope)["payload"]))
+    return {key: command[key] for key in ("issued_ms", "expires_ms")}
+
+
+def test_forged_commands_are_counted_and_bring_no_load_to_the_registry(post: Post) -> None:
+    operator = post.operator
+    post.device.start("run")
+    operator.wait_online()
+    assert operator.command("status").ok
+    post.server.seen.clear()
+    forged = operator.signed_command("status", "forged", {}, key=Ed25519PrivateKey.generate())
+    for _ in range(2000):
+        operator.publish(operator.topics.command, forged)
+    assert operator.command("status").ok
+    assert len(post.refused(Reason.UNSIGNED)) < 100
+    asked = [seen for seen in post.server.seen if seen.path.endswith("timestamp.json")]
+    assert len(asked) <= 5
