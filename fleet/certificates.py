@@ -20,7 +20,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from edge_contract.errors import InputRejected, Reason
 from fleet.registry import files
 
-CA_CERTIFICATE, CA_KEY = "ca.pem", "ca.key"
+_CA = "ca"
+CA_CERTIFICATE, CA_KEY = f"{_CA}.pem", f"{_CA}.key"
 # A device whose clock is a little behind must not take its certificate for one of the future.
 _EARLIER = timedelta(hours=1)
 
@@ -49,7 +50,7 @@ def init(folder: Path, password: bytes, *, days: float) -> Issued:
     )
     usage = _usage(signs_certificates=True)
     certificate = builder.add_extension(usage, critical=True).sign(key, hashes.SHA256())
-    return _write(folder, "ca", certificate, key, password)
+    return _write(folder, _CA, certificate, key, password)
 
 
 def issue(
@@ -65,6 +66,8 @@ def issue(
 
     Issuing again replaces the files. Raises InputRejected when the CA cannot be used.
     """
+    if name == _CA:
+        raise InputRejected(Reason.BAD_INPUT, f"{name!r} is the CA itself", "choose another name")
     ca, ca_key = _load(folder, password)
     key = ec.generate_private_key(ec.SECP256R1())
     builder = (

@@ -34,6 +34,7 @@ class BrokerDouble:
         self.published: list[Published] = []
         self.connects = 0
         self.clean = 0
+        self.granted = 1
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._connection: socket.socket | None = None
         self._lock = threading.Lock()
@@ -94,7 +95,7 @@ class BrokerDouble:
                 self._take(flags, body)
             case 8:
                 filters = _filters(body)
-                self._send(SUBACK, body[:2] + b"\0" + b"\1" * filters)
+                self._send(SUBACK, body[:2] + b"\0" + bytes([self.granted]) * filters)
             case 12:
                 self._send(PINGRESP, b"")
             case 14:
