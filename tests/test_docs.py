@@ -39,3 +39,11 @@ def test_every_configuration_key_is_documented_with_its_default() -> None:
             if isinstance(key.default, int | float):
                 shown = [float(n) for n in re.findall(r"(?<![\d.])\d+(?:\.\d+)?(?![\d.])", row.group(1))]
                 assert key.default in shown, f"[{field.name}] {key.name}: default {key.default}"
+
+
+def test_every_test_that_the_page_of_threats_names_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "threats.md").read_text())
+    assert len(named) > 30
+    for path, name in named:
+        text = (ROOT / path).read_text() if (ROOT / path).exists() else ""
+        assert f"def {name}(" in text, f"docs/threats.md names {path}::{name}, which is not there"
