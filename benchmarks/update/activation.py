@@ -103,13 +103,13 @@ def _measure(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
     )
     config = load(config_path)
     layout = Layout(config)
-    small, big = _install(layout, "1", _net(channels=(8,), widths=(10,))), _install(layout, "2", _net())
+    small, big = install(layout, "1", net(channels=(8,), widths=(10,))), install(layout, "2", net())
     link = layout.current(NAME)
     link.parent.mkdir(parents=True)
     link.symlink_to(layout.version(small))
     layout.run.mkdir()
     begun_s = time.monotonic()
-    forms = {digest: _prepare(layout, digest) for digest in (small, big)}
+    forms = {digest: prepare(layout, digest) for digest in (small, big)}
     preflight_s = (time.monotonic() - begun_s) / 2
     shared = {
         "model_mb": (layout.version(big) / "model.onnx").stat().st_size / 1e6,
@@ -126,9 +126,9 @@ def _measure(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
     return {"shared": shared, "original": without, "prepared": with_form}
 
 
-def _net(channels: tuple[int, ...] = CHANNELS, widths: tuple[int, ...] = WIDTHS) -> bytes:
+def net(channels: tuple[int, ...] = CHANNELS, widths: tuple[int, ...] = WIDTHS, seed: int = 0) -> bytes:
     """x FP32 [n, 3, 64, 64] → scores [n, 10]."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     nodes, weights = [], []
 
     def constant(name: str, *shape: int) -> str:
@@ -163,7 +163,7 @@ def _net(channels: tuple[int, ...] = CHANNELS, widths: tuple[int, ...] = WIDTHS)
     return bytes(model.SerializeToString())
 
 
-def _install(layout: Layout, version: str, model: bytes) -> str:
+def install(layout: Layout, version: str, model: bytes) -> str:
     """Place a version in the store; its own answers are its golden vectors. Returns its digest."""
     building = layout.state / "building"
     building.mkdir(parents=True)
@@ -202,7 +202,7 @@ def _file(path: Path, role: m.Role) -> m.File:
     return m.File(role, path.name, len(data), hashlib.sha256(data).hexdigest())
 
 
-def _prepare(layout: Layout, digest: str) -> Path:
+def prepare(layout: Layout, digest: str) -> Path:
     """Preflight, as the updater runs it; returns the folder of the prepared form."""
     command = [sys.executable, "-m", "edge_agent", "preflight", str(layout.version(digest))]
     subprocess.run(
@@ -217,7 +217,7 @@ def _activations(config_path: Path, config: Config, small: str, big: str, rounds
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         client = InferenceClient(Layout(config).control_socket)
-        _wait(client)
+        wait_ready(client)
         times_ms = []
         for _ in range(rounds):
             begun_s = time.perf_counter()
@@ -231,7 +231,8 @@ def _activations(config_path: Path, config: Config, small: str, big: str, rounds
     return {"activation_ms": statistics.median(times_ms), "slowest_ms": max(times_ms)}
 
 
-def _wait(client: InferenceClient) -> None:
+def wait_ready(client: InferenceClient) -> None:
+    """Until every model serves."""
     deadline_s = time.monotonic() + 60
     while time.monotonic() < deadline_s:
         with suppress(TransferFailed):
