@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -16,7 +18,7 @@ from edge_agent.config import Config
 from edge_agent.layout import MANIFEST, Layout
 from edge_agent.serving import preflight
 from edge_contract.canonical import sha256_hex
-from edge_contract.errors import InputRejected, Reason
+from edge_contract.errors import DeviceUnfit, InputRejected, Reason
 from edge_contract.manifest import Expected, to_bytes
 from tests.support.models import Fault, install, make_bundle, samples, scores, write_bundle
 
@@ -90,6 +92,61 @@ def test_the_limit_scales_with_the_machine_and_has_a_floor(
 ) -> None:
     expected = Expected(expected_p50_ms, 9, 9, 9, reference_ms=10.0)
     assert preflight.latency_limit_ms(expected, reference_here_ms, factor) == pytest.approx(limit_ms)
+
+
+class Sleeper:
+    """A model whose runs take what is said, one after the other."""
+
+    def __init__(self, *runs_ms: float) -> None:
+        self._runs_ms = itertools.cycle(runs_ms)
+        self.runs = 0
+
+    def run(self, inputs: object) -> dict[str, object]:
+        self.runs += 1
+        time.sleep(next(self._runs_ms) / 1000)
+        return {}
+
+
+def test_a_busy_device_slows_some_rounds_and_a_slow_model_all() -> None:
+    """The first twenty runs are disturbed; the next are not, and count."""
+    disturbed = Sleeper(*[20.0] * 20, *[2.0] * 60)
+    found = preflight.measure(disturbed, {}, lambda t: t.p50_ms < 10)  # type: ignore[arg-type]
+    assert 2 <= found.p50_ms < 10
+    slow = Sleeper(15.0)
+    assert preflight.measure(slow, {}, lambda t: t.p50_ms < 10).p50_ms >= 15  # type: ignore[arg-type]
+    assert slow.runs <= 80  # it has an end
+
+
+def test_memory_over_the_expectation(tmp_path: Path, layout: Layout) -> None:
+    folder = install(make_bundle(tmp_path), layout)
+    assert preflight.run(folder, preflight.Terms(memory_factor=1.0)).ok  # within the floor
+    expected = Expected(5.0, 9, 9, 200 << 20, 1.0)
+    assert preflight.memory_limit_bytes(expected, 40 << 20, 2.0) == 400 << 20
+    assert preflight.memory_limit_bytes(expected, 500 << 20, 2.0) == 564 << 20
+
+
+def test_a_candidate_beyond_its_memory_limit_is_a_verdict(
+    tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = install(make_bundle(tmp_path), layout)
+    monkeypatch.setattr(preflight, "FLOOR_BYTES", 0)
+    found = preflight.run(folder, preflight.Terms(memory_factor=0.01))
+    assert (found.ok, found.reason) == (False, Reason.MEMORY_EXCEEDED)
+    assert "that its manifest expects" in found.what
+
+    def bomb(*_: object) -> None:
+        raise MemoryError("bad\nallocation")
+
+    monkeypatch.setattr(preflight, "open_package", bomb)
+    found = preflight.run(folder)
+    assert (found.ok, found.reason) == (False, Reason.MEMORY_EXCEEDED)
+    assert "bad allocation" in found.what
+
+
+def test_without_free_memory_the_device_is_at_fault(tmp_path: Path, layout: Layout) -> None:
+    with pytest.raises(DeviceUnfit, match="does not fit beside what runs") as found:
+        preflight.run(install(make_bundle(tmp_path), layout), preflight.Terms(free_bytes=1 << 60))
+    assert found.value.reason is Reason.MEMORY_TOO_SMALL
 
 
 def test_one_flipped_bit_in_any_file(tmp_path: Path, layout: Layout) -> None:
