@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from securesystemslib.signer import CryptoSigner
+from tuf.api.exceptions import DownloadError, RepositoryError
+from tuf.api.metadata import Metadata, Targets
 
+from edge_contract.errors import BundleRejected, TransferFailed
 from edge_contract.manifest import target_name
 from fleet.registry import shelves
 from fleet.registry.reader import Reader
 from tests.support.ngclient import Client
-from tests.support.registry_folder import RegistryFolder
+from tests.support.registry_folder import RegistryFolder, tamper
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,40 @@ def test_publishing_signs_only_the_bin_it_touches(many: RegistryFolder, tmp_path
     assert len(new) == 2, new
     assert new[0].split(".", 1)[1].startswith("models.6-")
     assert new[1].endswith(".snapshot.json")
+
+
+def forged(path: Path) -> None:
+    """Another content for a bin, signed by somebody: the snapshot names bins by version alone."""
+    document = Metadata[Targets].from_file(str(path))
+    document.signed.targets.clear()
+    document.sign(CryptoSigner.generate_ed25519())
+    path.write_bytes(document.to_bytes())
+
+
+def older(path: Path) -> None:
+    """A bin as its keys once signed it, under the name of a newer version."""
+    path.write_bytes(path.with_name("1." + path.name.partition(".")[2]).read_bytes())
+
+
+@pytest.mark.parametrize("alter", [forged, older, tamper, Path.unlink])
+def test_an_altered_bin_is_neither_read_nor_signed_over(
+    tmp_path: Path, alter: Callable[[Path], None]
+) -> None:
+    made = RegistryFolder.create(tmp_path)
+    names = made.publish_many("fashion", 70)
+    made.refresh("--also", "targets")
+    path = made.folder / "metadata" / "2.models.2-0.json"
+    name = next(name for name in names if name.encode() in path.read_bytes())
+    alter(path)
+    with pytest.raises((RepositoryError, DownloadError)):
+        client(made, tmp_path / "device").find(name)
+    catalogue = Reader(str(made.folder), made.root.read_bytes()).catalogue
+    with pytest.raises((BundleRejected, TransferFailed)):
+        catalogue.find(name)
+    with pytest.raises((BundleRejected, TransferFailed)):
+        _ = catalogue.targets
+    with pytest.raises(BundleRejected), made.opened():
+        pass
 
 
 def test_a_device_follows_while_bins_appear_and_multiply(tmp_path: Path) -> None:
