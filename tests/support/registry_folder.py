@@ -37,7 +37,7 @@ class RegistryFolder:
         """An empty registry; `options` are those of `edge-fleet registry init`."""
         made = cls(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        made._run("init", "--insecure-no-password", "--operator-label", "tests", *options)
+        made.run("init", "--insecure-no-password", "--operator-label", "tests", *options)
         return made
 
     @property
@@ -53,11 +53,11 @@ class RegistryFolder:
     def publish(self, bundle: BundleOnDisk, *delta_from: str) -> None:
         """Publish a bundle; without encodings of its blobs unless `delta_from` says what to make."""
         options = [word for version in delta_from or ("none",) for word in ("--delta-from", version)]
-        self._run("publish", str(bundle.folder), *options)
+        self.run("publish", str(bundle.folder), *options)
 
     def refresh(self, *options: str) -> None:
         """Sign snapshot and timestamp anew."""
-        self._run("refresh", *options)
+        self.run("refresh", *options)
 
     def publish_many(self, model: str, count: int) -> list[str]:
         """Versions 1 to `count` of a model in one signing, without blobs; returns their targets' names."""
@@ -71,15 +71,15 @@ class RegistryFolder:
     def rotate(self, role: str, times: int = 1) -> None:
         """Replace a role's keys by as many new ones, so many times."""
         for _ in range(times):
-            self._run("keys", "rotate", role, "--insecure-no-password")
+            self.run("keys", "rotate", role, "--insecure-no-password")
 
     def delegate(self, pattern: str, team: str) -> None:
         """Give models to a team; its key lies among the others."""
-        self._run("delegate", pattern, "--team", team, "--insecure-no-password")
+        self.run("delegate", pattern, "--team", team, "--insecure-no-password")
 
     def revoke(self, reference: str) -> None:
         """Take MODEL@VERSION back."""
-        self._run("revoke", reference)
+        self.run("revoke", reference)
 
     def rotate_root(self, times: int = 1) -> None:
         """Replace the root keys; each time the root's version rises by one."""
@@ -98,7 +98,7 @@ class RegistryFolder:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(files, "write", watched)
-            self._run(*command)
+            self.run(*command)
         return states
 
     @property
@@ -137,7 +137,8 @@ class RegistryFolder:
         shutil.copytree(self.keys, other.keys)
         return other
 
-    def _run(self, *command: str) -> Any:
+    def run(self, *command: str) -> Any:
+        """A command of `edge-fleet registry` on this folder; returns what it printed."""
         words = 2 if command[0] == "keys" else 1
         args = ["registry", *command[:words], str(self.folder), *command[words:]]
         args += ["--keys", str(self.keys), "--json"]
