@@ -172,11 +172,11 @@ def _bsdiff_decode(base: bytes, patch: bytes, _: Path) -> bytes:
 
 
 def _hdiff_encode(base: bytes, new: bytes, _: Path) -> bytes:
-    """The shortest of its usual compressions of one diff."""
+    """The shortest of its usual compressions; the diff is made with one of them in mind."""
     import hdiffpatch
 
-    plain = hdiffpatch.diff(base, new, compression="none", validate=False)
-    return min((hdiffpatch.recompress(plain, c) for c in ("bzip2", "lzma2", "zstd")), key=len)
+    first = hdiffpatch.diff(base, new, compression="lzma2", validate=False)
+    return min((first, *(hdiffpatch.recompress(first, c) for c in ("bzip2", "zstd"))), key=len)
 
 
 def _hdiff_decode(base: bytes, patch: bytes, _: Path) -> bytes:

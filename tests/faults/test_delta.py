@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +35,7 @@ from tests.support import weights
 from tests.support.http_registry import FolderServer, cut, status
 from tests.support.models import BundleOnDisk
 from tests.support.registry_folder import RegistryFolder, tamper
+from tests.support.waiting import wait_for
 
 
 class World(NamedTuple):
@@ -391,3 +394,49 @@ def test_a_signed_list_that_makes_no_sense(device: Device, data: bytes, cases: C
     cases.add("delta: signed list", "makes no sense")
     sign(device, data)
     device.assert_whole(device.fetch(), "encodings")
+
+
+# --- killed for real ---
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("when", ["encoded arrives", "decoding", "decoded"])
+def test_a_fetch_child_that_is_killed_while_it_patches(
+    when: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], cases: Cases
+) -> None:
+    """A process of its own, and a model large enough to catch it in the act; its decode child dies with it."""
+    cases.add(f"delta: {when}", "kill -9")
+    v1, v2 = (weights.bundle(tmp_path, "net", v, change=c, features=1 << 15) for v, c in ((1, 0), (2, 0.05)))
+    registry = RegistryFolder.create(tmp_path / "registry")
+    registry.publish(v1)
+    registry.publish(v2, "auto")
+    with FolderServer(registry.folder) as server:
+        device = Device(World(registry, tmp_path / "state", v1, v2), server, capsys)
+        assert device.fetch(v1).code == 0
+        model, patch = v2.manifest.file("model").sha256, patch_of(device).sha256
+        mark = {"encoded arrives": f"{patch}.part", "decoding": f"{model}.decoded", "decoded": model}[when]
+        server.rate_bytes_per_s = 400_000 if when == "encoded arrives" else 0
+        process = subprocess.Popen(
+            [sys.executable, "-c", _FETCH, msgspec.json.encode(device.config).decode(), v2.digest],
+            stdout=subprocess.DEVNULL,
+        )
+        seen = wait_for(
+            lambda: (device.layout.staging / mark).exists() or process.poll() is not None,
+            f"{mark[:8]} in the staging folder",
+            timeout_s=60,
+            every_s=0.0005,
+        )
+        assert seen
+        process.kill()
+        process.wait()
+        server.rate_bytes_per_s = 0
+        device.assert_updated(device.fetch())
+
+
+_FETCH = """
+import sys
+import msgspec
+from edge_agent.config import Config
+from edge_agent.update.fetch import run_fetch
+sys.exit(run_fetch(msgspec.json.decode(sys.argv[1].encode(), type=Config), "net", "2.0.0", sys.argv[2]))
+"""

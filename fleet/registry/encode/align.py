@@ -97,7 +97,7 @@ def _places(base: bytes, new: bytes) -> list[_Place]:
     a, b = np.frombuffer(base, np.uint8), np.frombuffer(new, np.uint8)
     blocks = [(at, min(_BLOCK_BYTES, len(b) - at)) for at in range(0, len(b), _BLOCK_BYTES)]
     found = [_best(a, b, start, length, (0, len(a) - len(b))) for start, length in blocks]
-    left = [p for p in found if p.is_literal]
+    left = _with_neighbours(found)
     if not left or not base or len(base) > _SORT_LIMIT_BYTES:
         return found
     matches = list(_matches(base, new, left))
@@ -106,16 +106,21 @@ def _places(base: bytes, new: bytes) -> list[_Place]:
     pieces: dict[int, list[_Place]] = {p.start: [] for p in left}
     for match in matches:
         pieces[match.block].append(_judged(a, b, match))
-    return [p for old in found for p in _cheaper(old, again.get(old.start), pieces.get(old.start, []))]
+    return [
+        p
+        for old in found
+        for p in (_cheapest([old], [again[old.start]], pieces[old.start]) if old.start in again else [old])
+    ]
 
 
-def _cheaper(old: _Place, again: _Place | None, pieces: list[_Place]) -> list[_Place]:
-    """The block in one piece, or in those of the suffix sort."""
-    if again is None:
-        return [old]
-    if again.bits <= sum(p.bits for p in pieces):
-        return [again]
-    return pieces
+def _with_neighbours(found: list[_Place]) -> list[_Place]:
+    """Blocks that fit nowhere, and those beside them, in which the change may begin or end."""
+    literal = [False, *(p.is_literal for p in found), False]
+    return [p for i, p in enumerate(found) if any(literal[i : i + 3])]
+
+
+def _cheapest(*ways: list[_Place]) -> list[_Place]:
+    return min(ways, key=lambda places: sum(p.bits for p in places))
 
 
 def _best(a: Bytes, b: Bytes, start: int, length: int, distances: Iterable[int]) -> _Place:

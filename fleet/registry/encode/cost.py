@@ -22,6 +22,7 @@ _GAP_BITS = 1.6
 _SPARSE_FACTOR = 0.92
 # Sparse blocks are rebuilt lane by lane, so they must be sparse to be fast.
 _SPARSEST_SHARE = 1 / 6
+_BITS_PER_NAT = 1 / np.log(2)
 _DENSE = {1: Mode.DENSE1, 2: Mode.DENSE2, 4: Mode.DENSE4}
 _SPARSE = {1: Mode.SPARSE1, 2: Mode.SPARSE2, 4: Mode.SPARSE4}
 
@@ -54,10 +55,15 @@ def aligned(old: Bytes, new: Bytes) -> list[Choice]:
 
 
 def entropy_bits(data: Bytes) -> float:
-    """Bits of `data` under its own distribution of bytes."""
+    """Bits of `data` under its own distribution of bytes.
+
+    Corrected for few samples (Miller and Madow 1955); else many short planes would seem to beat few long
+    ones.
+    """
     counts = np.bincount(data, minlength=1)
     counts = counts[counts > 0]
-    return float(-(counts * np.log2(counts / max(len(data), 1))).sum())
+    plain = -(counts * np.log2(counts / max(len(data), 1))).sum()
+    return float(plain + max(len(counts) - 1, 0) / 2 * _BITS_PER_NAT)
 
 
 def _dense(xor: Bytes, width: int) -> Choice:
