@@ -39,6 +39,8 @@ def make_folder(path: Path, mode: int = 0o750) -> None:
     """Create `path` and its parents, durably; an existing folder is left alone."""
     with _storage(path):
         missing = [p for p in (path, *path.parents) if not p.exists()]
+        if not missing:
+            return
         path.mkdir(mode=mode, parents=True, exist_ok=True)
         for folder in missing:
             _sync_folder(folder.parent)

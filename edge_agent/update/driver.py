@@ -69,7 +69,7 @@ class Tools:
     rejected: Rejected
     orders: Floor[OrderFloor]
     report: Callable[[wire.Event], None]
-    in_use: Callable[[], set[str]]
+    collect: Callable[[int], None]
 
 
 class ModelDriver:
@@ -85,6 +85,7 @@ class ModelDriver:
         self._damage: Step | None = None
         self._damaged: Ref | None = None
         self._beyond_repair = ""
+        self._settled_s = 0.0
         self._wanted: Ref | None = None
         self._wanted_generation = 0
         self._permissions = NO_PERMISSIONS
@@ -165,12 +166,13 @@ class ModelDriver:
             raise
         return base
 
-    def found_damaged(self, digest: str, what: str, now_ms: int) -> None:
-        """A look at the disk found a stored version damaged: repair it, or let go of it.
+    def found_damaged(self, digest: str, what: str, begun_s: float, now_ms: int) -> None:
+        """A look at the disk that began then found a stored version damaged: repair it, or let go of it.
 
         Raises StorageFault.
         """
-        if self._entry.state is not State.IDLE or digest == self._beyond_repair:
+        stale = begun_s <= self._settled_s
+        if stale or self._entry.state is not State.IDLE or digest == self._beyond_repair:
             return
         current, previous = self._tools.store.named(self.name)
         if digest == current:
@@ -265,7 +267,7 @@ class ModelDriver:
         self._previous = self._tools.store.previous(self.name)
 
     def _hold(self, fault: StorageFault, now_ms: int) -> None:
-        self._resume_s = time.monotonic() + _STORAGE_PAUSE_S
+        self._resume_s = time.monotonic() + min(_STORAGE_PAUSE_S, self._tools.config.retry_s)
         if self._problem:
             self._problem = str(fault)
         self._say("storage", fault.reason, str(fault), now_ms)
@@ -359,12 +361,14 @@ class ModelDriver:
         self._leave(before, transition.state)
         if transition.outcome == "failed" and self._damaged is not None and entry.target == self._damaged:
             self._beyond_repair = self._damaged.digest
+        if transition.outcome is not None:
+            self._settled_s = time.monotonic()
         self._learn()
         if transition.state is not before or transition.outcome == "removed":
             what = transition.outcome or transition.state.value
             self._say("update", entry.reason, f"{what}: {entry.detail}".rstrip(": "), now_ms)
         if Action.COLLECT in transition.actions:
-            self._tools.store.collect(self._tools.in_use())
+            self._tools.collect(now_ms)
 
     def _situation(self, step: Step, now_ms: int) -> Situation:
         return Situation(

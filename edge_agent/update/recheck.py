@@ -23,11 +23,15 @@ _NICEST = 19
 
 
 class Found(NamedTuple):
-    """A version that is damaged, or that the disk does not give (`damaged` is False)."""
+    """A version that is damaged, or that the disk does not give (`damaged` is False).
+
+    `begun_s`: when the look began, by the monotonic clock; what was repaired since is not meant.
+    """
 
     digest: str
     damaged: bool
     detail: str
+    begun_s: float
 
 
 class Recheck:
@@ -68,6 +72,7 @@ class Recheck:
         self._stop.set()
 
     def _look(self, digests: list[str], quick: bool, now_ms: int) -> None:
+        begun_s = time.monotonic()
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICEST)  # of this thread alone
         for digest in digests:
             if self._stop.is_set():
@@ -78,7 +83,7 @@ class Recheck:
                 elif self._due(digest, now_ms):
                     verified.rehash(self._layout, digest, now_ms, self._pace)
             except EdgewardError as e:
-                self._found.put(Found(digest, isinstance(e, BundleRejected), e.what))
+                self._found.put(Found(digest, isinstance(e, BundleRejected), e.what, begun_s))
 
     def _due(self, digest: str, now_ms: int) -> bool:
         known = verified.record(self._layout, digest)

@@ -156,7 +156,12 @@ class Store:
     def clean(self) -> None:
         """Remove what cut-off operations left, but not what a download can go on with."""
         here = self._layout
-        for folder in (here.state, here.journal, *(here.models / name for name in files.names(here.models))):
+        for folder in (
+            here.state,
+            here.journal,
+            here.floor,
+            *(here.models / name for name in files.names(here.models)),
+        ):
             files.remove_leftovers(folder)
         with files.held(here.staging / ".lock") as alone:
             for name in files.names(here.staging) if alone else []:

@@ -53,7 +53,7 @@ class Updater:
             rejected=self.rejected,
             orders=self._orders,
             report=report,
-            in_use=self._in_use,
+            collect=self._collect,
         )
         self._drivers: dict[str, ModelDriver] = {}
         self._remake = Remake(self._layout, self._store, config.update)
@@ -159,7 +159,7 @@ class Updater:
                 self._tell(found.detail, now_ms)
                 continue
             for driver in self._drivers.values():
-                driver.found_damaged(found.digest, found.detail, now_ms)
+                driver.found_damaged(found.digest, found.detail, found.begun_s, now_ms)
 
     def _forget(self, name: str, now_ms: int) -> None:
         try:
@@ -181,7 +181,7 @@ class Updater:
                 self._unread.remove(part)
 
     def _hold(self, fault: StorageFault, now_ms: int) -> None:
-        self._resume_s = time.monotonic() + _STORAGE_PAUSE_S
+        self._resume_s = time.monotonic() + min(_STORAGE_PAUSE_S, self._tools.config.retry_s)
         self._tell(str(fault), now_ms)
 
     def _tell(self, detail: str, now_ms: int) -> None:
@@ -224,6 +224,13 @@ class Updater:
         """What a kill left between a journal and its clean-up."""
         self._store.clean()
         self._store.collect(self._in_use())
+
+    def _collect(self, now_ms: int) -> None:
+        """An attempt is over: drop what nothing names any more, now or when the disk can."""
+        if self._clean not in self._unread:
+            self._unread.append(self._clean)
+        if time.monotonic() >= self._resume_s:
+            self._recover(now_ms)
 
     def _write_desired(self, now_ms: int) -> None:
         desired, known = self._unwritten, self._orders.known()
