@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _CHUNK_BYTES = 8 << 10
 
@@ -209,14 +211,29 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     answer: Answer
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.connections: set[socket.socket] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away is what some tests want."""
 
 
 class _Running:
-    """A server that can go away and come back on the same port."""
+    """A server that can go away and come back on the same port; over TLS with `tls`, certificate and key."""
+
+    handler: type[BaseHTTPRequestHandler] = _Handler
 
     def __init__(self) -> None:
+        self.tls: tuple[Path, Path] | None = None
         self.seen: list[Seen] = []
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
@@ -225,12 +242,20 @@ class _Running:
     @property
     def url(self) -> str:
         """Its URL, also while it is away."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self._port}"
 
     def start(self) -> None:
         """Listen; on the port of before if there was one."""
-        self._server = _Server(("127.0.0.1", self._port), _Handler)
+        self._server = _Server(("127.0.0.1", self._port), self.handler)
         self._port = self._server.server_address[1]
+        if self.tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*self.tls)
+            context.set_alpn_protocols(["http/1.1"])
+            # The handshake belongs to the connection's thread, not to the one that accepts.
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._server.answer = self._record
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
@@ -242,6 +267,14 @@ class _Running:
             self._server.server_close()
             self._thread.join()
         self._server = self._thread = None
+
+    def die(self) -> None:
+        """Go away in the middle of what it is sending."""
+        if self._server is not None:
+            for connection in list(self._server.connections):
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        self.stop()
 
     def answer(self, request: _Handler) -> None:
         """Answer one request."""
