@@ -404,7 +404,7 @@ def test_a_signed_list_that_makes_no_sense(device: Device, data: bytes, cases: C
 def test_a_fetch_child_that_is_killed_while_it_patches(
     when: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], cases: Cases
 ) -> None:
-    """A process of its own, and a model large enough to catch it in the act; its decode child dies with it."""
+    """A process of its own, a model large enough to catch it in the act; its decode child dies with it."""
     cases.add(f"delta: {when}", "kill -9")
     v1, v2 = (weights.bundle(tmp_path, "net", v, change=c, features=1 << 15) for v, c in ((1, 0), (2, 0.05)))
     registry = RegistryFolder.create(tmp_path / "registry")
