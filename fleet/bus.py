@@ -60,6 +60,17 @@ class Message:
     correlation: bytes | None = None
 
 
+class _ClosingSocket(ssl.SSLSocket):
+    """Closes itself when a handshake fails; paho does not, and a controller tries for weeks."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
 class Bus:
     """A connection for the length of a `with` block.
 
@@ -209,7 +220,11 @@ class Bus:
         missing = [name for name in files if not Path(name).is_file()]
         try:
             if not missing:
-                client.tls_set(address.tls_ca, address.tls_cert or None, address.tls_key or None)
+                context = ssl.create_default_context(cafile=address.tls_ca)
+                context.sslsocket_class = _ClosingSocket
+                if address.tls_cert:
+                    context.load_cert_chain(address.tls_cert, address.tls_key or None)
+                client.tls_set_context(context)
                 return
             problem = f"{missing[0]}: no such file"
         except (ssl.SSLError, ValueError) as e:

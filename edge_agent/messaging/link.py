@@ -41,8 +41,6 @@ _STALL_KEEPALIVES = 2
 _DOUBLE_EVERY_MS = 3_600_000
 # Not every broker says that a session was taken over; so many short sessions within this time say it too.
 _THROWN_OUT_TIMES, _THROWN_OUT_WITHIN_MS = 3, 120_000
-# Retained messages may be dropped where a session's queue is full, so the order is asked for again.
-_ASK_AGAIN_MS = (10_000, 600_000)
 _MAX_REPLIES = 64
 _REPLY_LIFE_MS = 60_000
 
@@ -92,7 +90,6 @@ class Link:
         self._state: wire.State | None = None
         self._said: wire.State | None = None
         self._said_ms: int | None = None
-        self._ask_again_ms = 0
         self._connected_ms = 0
         self._thrown_out: list[int] = []
         self._told_double_ms: int | None = None
@@ -158,9 +155,6 @@ class Link:
             return
         self._send_state(now_ms)
         self._send_replies(now_ms)
-        if now_ms >= self._ask_again_ms:
-            self._ask_again_ms = now_ms + _ASK_AGAIN_MS[1]
-            self._client.subscribe([self.topics.desired])
         for ask in self._pace.asks(self._outbox.newest_id, now_ms):
             rows = self._outbox.after(ask.priority, ask.after_id, ask.until_id, ask.limit, now_ms)
             for row in rows:
@@ -177,7 +171,6 @@ class Link:
         self._connected_ms = now_ms
         self._begin(now_ms)
         self._said = None
-        self._ask_again_ms = now_ms + _ASK_AGAIN_MS[0]
         self._client.publish(self.topics.presence, self._presence("online", event.session), retain=True)
         birth = self._birth(event.session, self._clock_ms())
         self._client.publish(self.topics.birth, canonical.to_bytes(birth), retain=True)

@@ -166,10 +166,6 @@ class MqttClient:
         info = self._line.client.publish(topic, payload, qos=1, retain=retain, properties=properties)
         return int(info.mid)
 
-    def subscribe(self, topics: list[str]) -> None:
-        """Ask for the retained messages of these topics once more."""
-        self._line.subscribe(topics)
-
 
 class _Line(threading.Thread):
     """A thread that connects, converses and connects again, until it is stopped or given up."""
@@ -239,10 +235,6 @@ class _Line(threading.Thread):
         if isinstance(line, socket.socket):
             with suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
-
-    def subscribe(self, topics: list[str]) -> None:
-        """QoS 1; the retained messages come again."""
-        self.client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in topics])
 
     def _begin(self, doing: str, takes_s: float) -> None:
         self.doing, self.due_s = doing, time.monotonic() + takes_s + _GRACE_S
@@ -338,7 +330,7 @@ class _Line(threading.Thread):
             self._tell(Disconnected(f"the broker refused the connection: {reason}"))
             return
         self._welcome_s = time.monotonic()
-        self.subscribe(self._subscriptions)
+        client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._subscriptions])
         self._tell(Connected(self._session, bool(flags.session_present)))
 
     def _on_disconnect(

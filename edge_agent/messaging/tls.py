@@ -9,13 +9,13 @@ from __future__ import annotations
 import ssl
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from cryptography import x509
-from cryptography.x509.oid import NameOID
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.config import Broker
 from edge_contract.errors import InputRejected, Reason
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 # OpenSSL's X509_V_ERR codes (x509_vfy.h) → what an operator calls them.
 _VERIFY = {
@@ -114,6 +114,8 @@ def check_identity(config: Broker, device: str) -> None:
 
 def common_name(path: str) -> str:
     """The common name of the first certificate in a PEM file; empty without one. Raises InputRejected."""
+    from cryptography.x509.oid import NameOID
+
     names = _certificate(path).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if names else ""
 
@@ -147,6 +149,8 @@ def explain(error: Exception) -> str:
 
 
 def _certificate(path: str) -> x509.Certificate:
+    from cryptography import x509  # a megabyte, which a device without a certificate need not spend
+
     try:
         return x509.load_pem_x509_certificate(Path(path).read_bytes())
     except (OSError, ValueError) as e:

@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from edge_contract.errors import Reason, TransferFailed
 from fleet import bus
 from fleet.bus import Address, Bus
-from tests.support.broker import Mosquitto
+from tests.support.broker import Mosquitto, Pki, SecureMosquitto
 
 Run = Callable[..., Result]
 Refused = Callable[..., str]
@@ -142,3 +142,17 @@ def test_a_broker_that_dies_is_not_waited_for_without_end(
         broker.kill()
         with pytest.raises(TransferFailed, match="no answer to publish"):
             connected.publish("x", b"y")
+
+
+def test_failed_handshakes_leave_no_sockets_behind(tmp_path: Path) -> None:
+    """As a controller makes them for weeks while the broker's certificate has expired."""
+    pki, stranger = Pki(tmp_path / "pki"), Pki(tmp_path / "stranger")
+    mine = pki.issue("operator")
+    counts = []
+    with SecureMosquitto(tmp_path, pki) as broker:
+        address = Address("localhost", broker.port, str(stranger.ca), str(mine.certificate), str(mine.key))
+        for _ in range(20):
+            with pytest.raises(TransferFailed, match="certificate verify failed"), Bus(address):
+                pass
+            counts.append(len(list(Path("/proc/self/fd").iterdir())))
+    assert max(counts) - min(counts) <= 4
