@@ -26,6 +26,7 @@ class TrustedClock:
         self._floor = levels.MetadataFloor()
         self._told: set[str] = set()
         self._behind = False
+        self._found = self._read()  # before the first order can come
 
     def now_ms(self, clock_ms: int) -> int:
         """The time for decisions on expiry."""
@@ -35,9 +36,10 @@ class TrustedClock:
         """Read the floor again if it has changed; what there is to report."""
         events = [
             Event(clock_ms, "storage", reason=Reason.STORAGE_FAULT, detail=problem)
-            for problem in self._read()
+            for problem in (*self._found, *self._read())
             if problem not in self._told
         ]
+        self._found = []
         self._told.update(event.detail for event in events)
         behind_s = levels.behind_s(clock_ms / 1000, self._floor)
         if (behind_s > TOLERANCE_S) != self._behind:

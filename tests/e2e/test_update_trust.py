@@ -115,6 +115,20 @@ def test_a_disk_without_room_is_told_and_nothing_is_half_written(full: Site) -> 
     assert_serves(full, "three", 2)
 
 
+def test_an_older_release_needs_the_operators_word(site: Site) -> None:
+    v1, v2 = site.publish("five", 1), site.publish("five", 2)
+    site.install(v1)
+    site.install(v2)
+    (model,) = site.deploy(v1)
+    assert (model.outcome, model.reason, model.version) == ("failed", Reason.ROLLBACK_REFUSED, "2.0.0")
+    assert "--allow-downgrade" in model.detail
+    assert v1.digest not in site.state.rejected
+    assert_serves(site, "five", 2)
+    site.operator.desire(*site.wanted.values(), downgrade=True)
+    assert site.operator.wait_settled("five").outcome == "committed"
+    assert_serves(site, "five", 1)
+
+
 def test_metadata_that_has_expired_is_waited_out(site: Site, tmp_path: Path) -> None:
     """The last test of this device: it has then seen newer metadata than the others' registry has."""
     aged = site.registry.copy(tmp_path)

@@ -40,6 +40,7 @@ def test_without_a_floor_the_clock_is_believed(layout: Layout) -> None:
 def test_a_clock_of_1970_is_told_once_and_does_not_count(layout: Layout) -> None:
     sign(layout)
     clock = TrustedClock(layout)
+    assert clock.now_ms(6_000) == SIGNED_S * 1000  # from the very first order on
     (event,) = clock.look(7_000)
     assert (event.kind, event.reason) == ("clock", Reason.CLOCK_BEHIND)
     assert "behind by 20,717 days" in event.detail
