@@ -53,7 +53,7 @@ def repository(tmp_path: Path) -> TufRepository:
 @pytest.fixture
 def box(tmp_path: Path, repository: TufRepository) -> Iterator[TrustBox]:
     with FolderServer(repository.folder) as server:
-        yield TrustBox(tmp_path / "box", repository, server)
+        yield TrustBox(tmp_path / "box", repository.root_path, server)
 
 
 @pytest.mark.parametrize("clock", CLOCKS)

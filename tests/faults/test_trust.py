@@ -39,7 +39,7 @@ class Scene:
         self.repository.sign()
         self.server = FolderServer(self.repository.folder)
         self.server.start()
-        self.box = TrustBox(folder / "box", self.repository, self.server)
+        self.box = TrustBox(folder / "box", self.repository.root_path, self.server)
         self.box.refresh(NAME)
         self.old_box = shutil.copytree(self.box.folder, folder / "old-box", symlinks=True)
         self.old = self.repository.copy_files(folder / "old")

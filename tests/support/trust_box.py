@@ -14,18 +14,17 @@ from edge_agent.update.levels import MetadataFloor
 from edge_agent.update.trust import Trust, source
 from edge_contract.errors import EdgewardError, Reason, TransferFailed
 from tests.support.http_registry import FolderServer
-from tests.support.tuf_repository import TufRepository
 
 
 class TrustBox:
     """Each refresh is by another client, as each child of a device is another process."""
 
-    def __init__(self, folder: Path, repository: TufRepository, server: FolderServer) -> None:
+    def __init__(self, folder: Path, root: Path, server: FolderServer) -> None:
         self.folder = folder
         self.metadata = folder / "trust" / "metadata"
         self.copies = (folder / "trust" / "metadata.floor", folder / "floor" / "metadata.floor")
         self.clock_s = time.time()
-        self._registry = Registry(url=server.url, root=str(repository.root_path), timeout_s=2.0, retries=1)
+        self._registry = Registry(url=server.url, root=str(root), timeout_s=2.0, retries=1)
 
     @property
     def floor(self) -> Floor[MetadataFloor]:

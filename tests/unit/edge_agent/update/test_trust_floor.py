@@ -30,7 +30,7 @@ def server(repository: TufRepository) -> Iterator[FolderServer]:
 
 @pytest.fixture
 def box(tmp_path: Path, repository: TufRepository, server: FolderServer) -> TrustBox:
-    return TrustBox(tmp_path / "box", repository, server)
+    return TrustBox(tmp_path / "box", repository.root_path, server)
 
 
 def test_a_refresh_raises_the_floor_in_both_copies(box: TrustBox, repository: TufRepository) -> None:
