@@ -68,6 +68,11 @@ main.add_command(certificates)
     help="For how long a device that is away may still take the order.",
 )
 @click.option("--allow-downgrade", is_flag=True, help="Also where a newer release has been committed before.")
+@click.option(
+    "--allow-interface-change",
+    is_flag=True,
+    help="Also where clients of the version that serves would notice.",
+)
 @options.broker
 @json_option
 def deploy(
@@ -81,6 +86,7 @@ def deploy(
     timeout_s: float,
     expires_s: int,
     allow_downgrade: bool,
+    allow_interface_change: bool,
     address: Address,
     tenant: str,
     as_json: bool,
@@ -103,7 +109,7 @@ def deploy(
     keyring = Keys(keys_folders or options.keys_beside(location), Password(key_password_file).existing)
     reader = Reader(location, keyring.pinned_root() if root is None else root_of(location, root))
     digest = reader.find(name, version)
-    model = wire.DesiredModel(name, version, digest, allow_downgrade=allow_downgrade)
+    model = wire.DesiredModel(name, version, digest, allow_downgrade, allow_interface_change)
     operators, keys = reader.operators(), keyring.operators(operator_key_files)
     order = Order(model, tenant, names, timeout_s, expires_s)
     with Bus(address) as bus:

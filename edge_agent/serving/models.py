@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import faulthandler
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import NamedTuple
 from edge_agent import files
 from edge_agent.config import Serving
 from edge_agent.layout import Layout
-from edge_agent.serving import heap
+from edge_agent.serving import deadman, heap
 from edge_agent.serving.loader import Opened, open_version
 from edge_agent.serving.metrics import VersionCounters
 from edge_agent.serving.starts import Starts
@@ -28,7 +27,6 @@ from edge_contract.errors import DeviceUnfit, EdgewardError, Reason, RequestReje
 from edge_contract.manifest import Name
 
 _log = logging.getLogger("edge_agent.serving")
-_STDERR = 2
 
 
 class Note(NamedTuple):
@@ -218,13 +216,12 @@ class ModelSet:
     def _open_now(self, name: str, digest: str) -> Opened:
         """In the loader's thread. A load that hangs cannot be interrupted, so it ends the process.
 
-        The timer runs without the interpreter, which a hanging runtime may hold. It writes where every thread
-        is and ends the process; at a start, that is one that the version did not survive.
+        At a start, that is one that the version did not survive.
         """
         self._loading = True
-        faulthandler.dump_traceback_later(self._config.load_timeout_s, exit=True, file=_STDERR)
         try:
-            return open_version(self._layout, name, digest)
+            with deadman.loading(self._config.load_timeout_s):
+                return open_version(self._layout, name, digest)
         except MemoryError as e:
             raise DeviceUnfit(
                 Reason.MEMORY_TOO_SMALL,
@@ -232,7 +229,6 @@ class ModelSet:
                 "deploy a smaller version, or serve fewer models on this device",
             ) from e
         finally:
-            faulthandler.cancel_dump_traceback_later()
             self._loading = False
 
     def _flip(self, slot: _Slot, opened: Opened) -> Version:

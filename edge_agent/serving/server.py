@@ -12,7 +12,7 @@ import time
 from edge_agent import sdnotify
 from edge_agent.config import Config
 from edge_agent.layout import Layout
-from edge_agent.serving import sockets
+from edge_agent.serving import deadman, sockets
 from edge_agent.serving.admission import Workers
 from edge_agent.serving.http import App, Service
 from edge_agent.serving.models import ModelSet
@@ -105,19 +105,21 @@ async def _serve_until(
         server.stop()
     await asyncio.gather(*running)
     heartbeat.cancel()
+    deadman.rest()
     stopping.cancel()
 
 
 async def _heartbeat(service: Service) -> None:
     """Tell the watchdog that this loop turns and that not every worker hangs.
 
-    Off systemd the second half still counts: a process whose workers all hang serves nobody, so it ends
-    and is started again.
+    Off systemd it is its own watchdog: a process that serves nobody, because its workers all hang or a run
+    holds the interpreter, ends and is started again.
     """
     watched_s = sdnotify.watchdog_s()
     period_s = watched_s / 2 if watched_s else _HEARTBEAT_S
     limit_s = 2 * service.config.request_timeout_s
     while True:
+        deadman.alive(max(limit_s, 2 * period_s))
         if service.workers.stuck(limit_s):
             _log.error(
                 "every worker has been in one run for more than %g s: ending, to be restarted", limit_s

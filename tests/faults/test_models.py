@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_agent.inference import InferenceClient
 from edge_contract import manifest as m
 from edge_contract import wire
 from edge_contract.errors import Reason
 from tests.faults.conftest import Cases
 from tests.support.bad import bad_bundle, let_agents_misbehave
 from tests.support.device import load_on
-from tests.support.models import BundleOnDisk, samples, scores
+from tests.support.models import BundleOnDisk, make_bundle, samples, scores
 from tests.support.site import MakeSite, Site
 from tests.support.waiting import wait_for
 
@@ -86,7 +87,7 @@ PREFLIGHT: dict[str, tuple[dict[str, Any], Reason]] = {
         {"fault": "hold", "at": "load", "amount": 150 * MB},
         Reason.MEMORY_EXCEEDED,
     ),
-    "hangs at load": ({"fault": "hang", "at": "load"}, Reason.CANDIDATE_HUNG),
+    "freezes at load": ({"fault": "freeze", "at": "load"}, Reason.CANDIDATE_HUNG),
     "hangs in a run": ({"fault": "hang"}, Reason.CANDIDATE_HUNG),
     "answers NaN": ({"fault": "nan"}, Reason.NON_FINITE_OUTPUT),
     "other answers than in its golden vectors": ({"golden_seed": 77}, Reason.GOLDEN_MISMATCH),
@@ -180,7 +181,8 @@ PROBATION: dict[str, tuple[dict[str, Any], set[Reason]]] = {
     "20 times slower after activation": ({"fault": "slow", "amount": 40}, {Reason.LATENCY_REGRESSED}),
     "hangs after activation": ({"fault": "hang", "after": 5}, {Reason.ERROR_RATE}),
     "aborts while it is activated": ({"fault": "abort", "at": "load"}, {Reason.CANDIDATE_CRASHED}),
-    "hangs while it is activated": ({"fault": "hang", "at": "load"}, {Reason.CANDIDATE_CRASHED}),
+    "freezes after activation": ({"fault": "freeze", "after": 5}, {Reason.CANDIDATE_CRASHED}),
+    "freezes while it is activated": ({"fault": "freeze", "at": "load"}, {Reason.CANDIDATE_CRASHED}),
 }
 
 
@@ -204,7 +206,7 @@ def test_a_model_that_is_bad_only_where_it_serves_is_reverted(
     assert_serves(site, good)
 
 
-@pytest.mark.parametrize("fault", some_thorough(["abort", "hang"], ["abort"]))
+@pytest.mark.parametrize("fault", some_thorough(["abort", "freeze"], ["abort"]))
 def test_a_model_that_does_not_start_is_passed_over(site: Site, name: str, cases: Cases, fault: str) -> None:
     """It was committed, and is bad only at the next start of the serving process."""
     cases.add("start of the serving process", f"model that was committed: {fault}")
@@ -223,7 +225,7 @@ def test_a_model_that_does_not_start_is_passed_over(site: Site, name: str, cases
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("fault", ["abort", "hang"])
+@pytest.mark.parametrize("fault", ["abort", "freeze"])
 def test_without_a_control_process_the_version_before_serves_all_the_same(
     make_site: MakeSite, misbehaviour: None, name: str, cases: Cases, fault: str
 ) -> None:
@@ -255,3 +257,51 @@ def _answers(site: Site, name: str) -> bool:
     with suppress(OSError):
         return site.device.infer(name, X, 2.0).status == 200
     return False
+
+
+# the device's own form
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_form_is_passed_over_and_made_again(
+    prepared_site: Site, name: str, cases: Cases, damage: str
+) -> None:
+    cases.add("prepared form", damage)
+    site = prepared_site
+    bundle = make_bundle(site.folder, name, features=64, classes=32, seed=3)
+    site.registry.publish(bundle)
+    site.install(bundle)
+    assert form_of(site, name) == "prepared"
+    (weights,) = (site.device.layout.prepared / bundle.digest).glob("*/weights.bin")
+    whole = weights.read_bytes()
+    weights.unlink()
+    if damage != "gone":
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 64]) + whole[middle + 1 :]
+        weights.write_bytes(flipped if damage == "flip" else whole[:middle])
+    restart(site)
+    assert form_of(site, name) == "original"
+    x = samples(4, features=64)
+    answer = site.device.scores(name, x)
+    np.testing.assert_allclose(answer, scores(x, features=64, classes=32, seed=3), rtol=1e-3, atol=1e-6)
+
+    wait_for(lambda: any((site.device.layout.prepared / bundle.digest).glob("*/prepared.json")), "the form")
+    wait_for(lambda: not site.device.pids("preflight"), "the end of its making")
+    restart(site)
+    assert form_of(site, name) == "prepared"
+
+
+@pytest.fixture(scope="module")
+def prepared_site(make_module_site: MakeSite) -> Site:
+    return make_module_site(update={"probation_s": 0.2})
+
+
+def restart(site: Site) -> None:
+    site.device.kill_one("serve")
+    site.device.wait_serving()
+
+
+def form_of(site: Site, name: str) -> str:
+    return next(
+        e.form for e in InferenceClient(site.device.layout.control_socket).index(5.0) if e.name == name
+    )

@@ -81,7 +81,7 @@ class BadModel:
                 self._kept.append(np.ones(self._recipe["amount"], np.uint8))
             case "leak":
                 self._kept.append(np.ones(self._recipe["amount"], np.uint8))
-            case "hang" if self._recipe["at"] == "load":
+            case "freeze":
                 ctypes.PyDLL(None).sleep(3600)  # in C, and with the interpreter's lock held
             case "hang":
                 time.sleep(3600)
