@@ -34,6 +34,7 @@ UPDATE: dict[str, Any] = {
     "preflight_latency_factor": 5.0,
     "preflight_free_bytes": 0,
     "prepared_max_bytes": 0,
+    "probation_max_s": 60.0,
 }
 
 
@@ -262,7 +263,7 @@ def _answers(site: Site, name: str) -> bool:
 # the device's own form
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+@pytest.mark.parametrize("damage", some_thorough(["flip", "cut", "gone"], ["flip"]))
 def test_a_damaged_form_is_passed_over_and_made_again(
     prepared_site: Site, name: str, cases: Cases, damage: str
 ) -> None:
