@@ -234,6 +234,7 @@ class _Running:
 
     def __init__(self) -> None:
         self.tls: tuple[Path, Path] | None = None
+        self.client_ca: Path | None = None
         self.seen: list[Seen] = []
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
@@ -252,6 +253,9 @@ class _Running:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*self.tls)
             context.set_alpn_protocols(["http/1.1"])
+            if self.client_ca is not None:
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.load_verify_locations(self.client_ca)
             # The handshake belongs to the connection's thread, not to the one that accepts.
             self._server.socket = context.wrap_socket(
                 self._server.socket, server_side=True, do_handshake_on_connect=False
