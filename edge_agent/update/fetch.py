@@ -85,7 +85,7 @@ class _Fetch:
         self._staging.sweep(wanted, self._config.registry.keep_parts_s)
         _say("resolved", missing_bytes=source.coming_bytes, total_bytes=found.size_bytes)
         self._gate.check(source.coming_bytes)
-        self._make_room(source, missing, wanted)
+        self._make_room(source, missing, wanted, self._versions(sources))
         for blob in missing:
             self._later_bytes = source.coming_bytes_beside(blob)
             sources[blob.sha256] = source.obtain(blob)
@@ -93,17 +93,23 @@ class _Fetch:
         self._staging.drop(wanted)
         return source.summary()
 
-    def _make_room(self, source: Obtainer, missing: list[manifest.File], wanted: set[str]) -> None:
+    def _versions(self, sources: dict[str, Path]) -> set[str]:
+        """Stored versions that blobs are taken from: nothing may need them but this update."""
+        return {path.parent.name for path in sources.values() if path.parent.parent == self._layout.store}
+
+    def _make_room(
+        self, source: Obtainer, missing: list[manifest.File], wanted: set[str], held: set[str]
+    ) -> None:
         """An encoding takes space beside the blob; without that space, the blobs come whole."""
         reserve_bytes = self._config.update.disk_reserve_bytes
         try:
-            self._staging.make_room([*missing, *source.encoded], reserve_bytes, wanted)
+            self._staging.make_room([*missing, *source.encoded], reserve_bytes, wanted, held)
         except StorageFault as e:
             if e.reason is not Reason.DISK_FULL or not source.encoded:
                 raise
             self._staging.drop({encoded.sha256 for encoded in source.encoded})
             source.give_up("there is no space for encoded blobs beside the whole ones")
-            self._staging.make_room(missing, reserve_bytes, wanted)
+            self._staging.make_room(missing, reserve_bytes, wanted, held)
 
     def _look(self, found: manifest.Manifest) -> tuple[dict[str, Path], list[manifest.File]]:
         """What is here, by digest, and what is missing."""

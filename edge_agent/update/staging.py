@@ -54,13 +54,16 @@ class Staging:
             return min(blob.size_bytes, (self.folder / f"{blob.sha256}{PART}").stat().st_size)
         return 0
 
-    def make_room(self, blobs: Sequence[File], reserve_bytes: int, keep: Set[str]) -> None:
+    def make_room(
+        self, blobs: Sequence[File], reserve_bytes: int, keep: Set[str], held: Set[str] = frozenset()
+    ) -> None:
         """Reserve the disk for `blobs`; in need, collect versions and leftovers that nobody needs.
 
-        `keep` are the digests of blobs that this update uses. Raises StorageFault when there is no room.
+        `keep` are the digests of blobs that this update uses, `held` those of versions that it takes blobs
+        from. Raises StorageFault when there is no room.
         """
         if self._lacking(blobs, reserve_bytes) > 0:
-            self._collect_versions()
+            self._collect_versions(held)
         lacking = self._lacking(blobs, reserve_bytes)
         if lacking > 0:
             self._remove(plan.victims(self._leftovers(), keep, lacking))
@@ -106,15 +109,15 @@ class Staging:
         finally:
             os.close(descriptor)
 
-    def _collect_versions(self) -> None:
-        """Versions that no link and no update under way names.
+    def _collect_versions(self, held: Set[str]) -> None:
+        """Versions that no link and no update under way names, but not those `held`.
 
         Safe beside the control process: every update passes through a fetch, which waits for our lock, before
         it may use a version that neither a link nor the journal names.
         """
         needed = _named_by_journals(self._layout)
         if needed is not None:
-            self._store.collect(needed)
+            self._store.collect(needed | held)
 
     def _leftovers(self) -> list[plan.Leftover]:
         now_s = time.time()

@@ -201,13 +201,18 @@ def test_in_need_room_is_made_of_what_nobody_needs(run: Run, config: Config, tmp
         layout = Layout(config)
         store = Store(layout)
         store.make_folders()
-        kept, unneeded = (install(store, tmp_path, n) for n in ("kept", "unneeded"))
+        # `base` shares the model's net with what is fetched; the unneeded one has nothing of use.
+        kept, unneeded = (install(store, tmp_path, n, seed=7) for n in ("kept", "unneeded"))
+        base = install(store, tmp_path, "base", padding_bytes=1000)
         ref = Ref("1.0.0", kept)
         journal.save(layout, Entry(schema=1, name="kept", state=State.PROBATION, target=ref))
         part = leave(config, f"{'1' * 64}.part", 250_000)
         assert files.free_bytes(layout.staging) < PADDING
-        assert run(config)[0] == 0
-        assert (store.has(kept), store.has(unneeded), part.exists()) == (True, False, True)
+        ended = run(config)
+        assert ended[0] == 0, ended[1]["what"]
+        assert [store.has(digest) for digest in (kept, unneeded, base)] == [True, False, True]
+        assert part.exists()
+        store.collect({kept})
         lacking = files.free_bytes(layout.staging) + 1000
         Staging(layout, store).make_room([], lacking, set())
         assert (store.has(kept), part.exists()) == (True, False)
@@ -217,8 +222,8 @@ def test_in_need_room_is_made_of_what_nobody_needs(run: Run, config: Config, tmp
         assert store.has(kept)
 
 
-def install(store: Store, folder: Path, name: str) -> str:
-    made = make_bundle(folder, name, padding_bytes=250_000)
+def install(store: Store, folder: Path, name: str, **options: Any) -> str:
+    made = make_bundle(folder, name, **({"padding_bytes": 250_000} | options))
     sources = {f.sha256: made.folder / f"blobs/sha256/{f.sha256[:2]}/{f.sha256}" for f in made.manifest.files}
     copies = {}
     for sha256, path in sources.items():
