@@ -5,10 +5,10 @@ that they consume in streams of their own, so that like is compressed with like.
 endian; docs/deltas.md describes the format in words.
 
     header   MAGIC, base size u64, result size u64, number of streams u8
-    table    per stream: id u8, codec u8, size u64, stored size u64
+    table    per stream: id u8, codec u8, size, stored size
     streams  in the order of the table
 
-An operation is a byte `mode | phase << 3`, then numbers of 7 bits a byte, lowest first: the length of
+Other numbers have 7 bits a byte, lowest first. An operation is a byte `mode | phase << 3`, the length of
 what it makes, for all but LITERAL the base offset less the one expected (zigzag), and for sparse modes
 the count of differing lanes and the count of bytes in GAPS.
 """
@@ -21,11 +21,12 @@ from enum import IntEnum
 
 MAGIC = b"EWLANES1"
 HEADER = struct.Struct("<8sQQB")
-STREAM = struct.Struct("<BBQQ")
 # Longest result of one dense or sparse operation: what a reader must hold at a time.
 BLOCK_BYTES = 1 << 16
-# Dictionary of the xz streams, which bounds the memory of their decoder.
-XZ_DICT_BYTES = 1 << 20
+# Longest entry of the table.
+ENTRY_BYTES = 2 + 2 * 10
+# Dictionary of the LZMA streams, which bounds the memory of their decoder.
+LZMA_DICT_BYTES = 1 << 20
 # A gap of this many lanes and more continues in the next byte.
 GAP_ESCAPE = 255
 
@@ -48,11 +49,11 @@ class Mode(IntEnum):
 
 
 class Codec(IntEnum):
-    """Compression of one stream; all of Python's standard library."""
+    """Compression of one stream; all of Python's standard library. LZMA is a bare LZMA2 stream."""
 
     RAW = 0
     BZ2 = 1
-    XZ = 2
+    LZMA = 2
 
 
 WIDTH = {
@@ -68,8 +69,8 @@ SPARSE = frozenset({Mode.SPARSE1, Mode.SPARSE2, Mode.SPARSE4})
 OPERATIONS, LITERALS, GAPS = 0, 1, 2
 _PLANES = 8
 
-# What the decoder of a stream holds: bzip2's largest block, xz's dictionary and tables.
-_CODEC_BYTES = {Codec.RAW: 0, Codec.BZ2: 5 << 20, Codec.XZ: 2 << 20}
+# What the decoder of a stream holds: bzip2's largest block, LZMA's dictionary and tables.
+_CODEC_BYTES = {Codec.RAW: 0, Codec.BZ2: 5 << 20, Codec.LZMA: 2 << 20}
 # Buffers of all streams, blocks and the hash.
 _FIXED_BYTES = 4 << 20
 

@@ -9,23 +9,23 @@ from __future__ import annotations
 import bz2
 import lzma
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from edge_contract.lanes import (
     BLOCK_BYTES,
+    ENTRY_BYTES,
     GAP_ESCAPE,
     GAPS,
     HEADER,
     LITERALS,
+    LZMA_DICT_BYTES,
     MAGIC,
     OPERATIONS,
     SPARSE,
-    STREAM,
     STREAMS,
     WIDTH,
-    XZ_DICT_BYTES,
     Codec,
     Mode,
     memory_bytes,
@@ -62,9 +62,30 @@ class _Raw:
 
 
 class _Entry(NamedTuple):
+    stream: int
     codec: Codec
     size: int
     stored: int
+
+
+class _Table:
+    """The table of streams, read entry by entry."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.used = 0
+
+    def entry(self) -> _Entry:
+        stream, codec = self._byte(), self._byte()
+        if codec not in list(Codec):
+            raise Damaged("a stream has no known codec")
+        return _Entry(stream, Codec(codec), _number(self._byte), _number(self._byte))
+
+    def _byte(self) -> int:
+        if self.used == len(self._data):
+            raise Damaged("its table of streams is cut off")
+        self.used += 1
+        return self._data[self.used - 1]
 
 
 class Patch:
@@ -75,20 +96,19 @@ class Patch:
         magic, self.base_bytes, self.result_bytes, count = HEADER.unpack(_exactly(handle, HEADER.size, 0))
         if magic != MAGIC:
             raise Damaged("it does not begin as a patch does")
-        table = _exactly(handle, count * STREAM.size, HEADER.size)
+        table = _Table(os.pread(handle, count * ENTRY_BYTES, HEADER.size))
+        entries = [table.entry() for _ in range(count)]
         self._streams: dict[int, _Stream] = {}
-        codecs = []
-        at = HEADER.size + len(table)
-        for stream, codec, size, stored in STREAM.iter_unpack(table):
-            if stream not in STREAMS or stream in self._streams or codec not in list(Codec):
+        at = HEADER.size + table.used
+        for entry in entries:
+            if entry.stream not in STREAMS or entry.stream in self._streams:
                 raise Damaged("its table of streams makes no sense")
-            codecs.append(Codec(codec))
-            self._streams[stream] = _Stream(handle, at, _Entry(codecs[-1], size, stored))
-            at += stored
+            self._streams[entry.stream] = _Stream(handle, at, entry)
+            at += entry.stored
         if at != os.fstat(handle).st_size:
             raise Damaged("it is cut off, or longer than it says")
-        self.memory_bytes = memory_bytes(codecs)
-        self._empty = _Stream(handle, at, _Entry(Codec.RAW, 0, 0))
+        self.memory_bytes = memory_bytes(entry.codec for entry in entries)
+        self._empty = _Stream(handle, at, _Entry(0, Codec.RAW, 0, 0))
 
     def apply(self, base: int) -> Iterator[bytes]:
         """The result in pieces; `base` is a descriptor open for reading. Raises Damaged."""
@@ -157,14 +177,8 @@ class Patch:
         return self._streams.get(stream, self._empty)
 
     def _number(self) -> int:
-        value = 0
         operations = self._stream(OPERATIONS)
-        for shift in range(0, _LONGEST_NUMBER, 7):
-            byte = operations.read(1)[0]
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-        raise Damaged("a number is too long")
+        return _number(lambda: operations.read(1)[0])
 
 
 class _Stream:
@@ -224,9 +238,10 @@ class _Stream:
 def _open(codec: Codec) -> _Decoder:
     if codec is Codec.BZ2:
         return bz2.BZ2Decompressor()
-    if codec is Codec.XZ:
-        # A dictionary larger than the format allows is refused instead of allocated.
-        return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=2 * XZ_DICT_BYTES)
+    if codec is Codec.LZMA:
+        # The dictionary's size is not the patch's to say.
+        filters = [{"id": lzma.FILTER_LZMA2, "dict_size": LZMA_DICT_BYTES}]
+        return lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=filters)
     return _Raw()
 
 
@@ -238,6 +253,16 @@ def _exactly(handle: int, count: int, at: int) -> bytes:
             raise Damaged("it is cut off")
         data += more
     return data
+
+
+def _number(byte: Callable[[], int]) -> int:
+    value = 0
+    for shift in range(0, _LONGEST_NUMBER, 7):
+        digit = byte()
+        value |= (digit & 0x7F) << shift
+        if digit < 0x80:
+            return value
+    raise Damaged("a number is too long")
 
 
 def _places(gaps: bytes, count: int, lanes: int) -> list[int]:

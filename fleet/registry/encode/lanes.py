@@ -17,12 +17,11 @@ from edge_contract.lanes import (
     GAPS,
     HEADER,
     LITERALS,
+    LZMA_DICT_BYTES,
     MAGIC,
     OPERATIONS,
     SPARSE,
-    STREAM,
     WIDTH,
-    XZ_DICT_BYTES,
     Codec,
     Mode,
     memory_bytes,
@@ -132,7 +131,7 @@ class _Writer:
         table, stored, codecs = b"", b"", []
         for stream, data in sorted(self._streams.items()):
             codec, packed = _packed(bytes(data))
-            table += STREAM.pack(stream, codec, len(data), len(packed))
+            table += bytes([stream, codec]) + number(len(data)) + number(len(packed))
             stored += packed
             codecs.append(codec)
         header = HEADER.pack(MAGIC, *self._sizes, len(codecs))
@@ -156,17 +155,16 @@ def _packed(data: bytes) -> tuple[Codec, bytes]:
     part = data if len(data) <= 2 * _SAMPLE_BYTES else data[len(data) // 2 :][:_SAMPLE_BYTES]
     ways: list[tuple[Codec, Callable[[bytes], bytes]]] = [
         (Codec.BZ2, bz2.compress),
-        (Codec.XZ, partial(_xz, literal_context_bits=0)),
-        (Codec.XZ, partial(_xz, literal_context_bits=3)),
+        (Codec.LZMA, partial(_lzma, literal_context_bits=0)),
+        (Codec.LZMA, partial(_lzma, literal_context_bits=3)),
     ]
     codec, way = min(ways, key=lambda pair: len(pair[1](part)))
     packed = way(data)
     return (codec, packed) if len(packed) < len(data) * _WORTH_SHARE else (Codec.RAW, data)
 
 
-def _xz(data: bytes, literal_context_bits: int) -> bytes:
+def _lzma(data: bytes, literal_context_bits: int) -> bytes:
     """Without context (0) random-looking bytes cost least, with it (3) text does."""
-    size = max(4096, min(len(data), XZ_DICT_BYTES))
-    options = {"dict_size": size, "lc": literal_context_bits, "lp": 0, "pb": 0}
+    options = {"dict_size": LZMA_DICT_BYTES, "lc": literal_context_bits, "lp": 0, "pb": 0}
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, **options}]
-    return lzma.compress(data, format=lzma.FORMAT_XZ, check=lzma.CHECK_NONE, filters=filters)
+    return lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters)

@@ -18,7 +18,6 @@ from edge_contract.lanes import (
     LITERALS,
     MAGIC,
     OPERATIONS,
-    STREAM,
     Codec,
     Mode,
     number,
@@ -164,8 +163,12 @@ def made(operations: bytes, result: int, base: int = 4, **streams: bytes) -> byt
         known = {"literals": LITERALS, "gaps": GAPS}
         mode, _, index = name[1:].partition("_")
         parts[known[name] if name in known else plane(Mode(int(mode)), int(index))] = data
-    table = b"".join(STREAM.pack(s, Codec.RAW, len(d), len(d)) for s, d in parts.items())
+    table = b"".join(entry(s, Codec.RAW, len(d), len(d)) for s, d in parts.items())
     return HEADER.pack(MAGIC, base, result, len(parts)) + table + b"".join(parts.values())
+
+
+def entry(stream: int, codec: int, size: int, stored: int) -> bytes:
+    return bytes([stream, codec]) + number(size) + number(stored)
 
 
 def op(mode: int, length: int, *more: int, phase: int = 0) -> bytes:
@@ -203,13 +206,15 @@ def test_the_format_by_hand() -> None:
         made(op(Mode.SPARSE1, 4, 0, 2, 2), 4, gaps=b"\x01\x01", p5_0=b"1"),
         made(op(Mode.DENSE1, BLOCK_BYTES + 1, 0), BLOCK_BYTES + 1, base=4),
         made(b"\x01" + b"\xff" * 20, 4),
+        HEADER.pack(MAGIC, 4, 4, 200) + bytes(100),
+        HEADER.pack(MAGIC, 4, 4, 1) + b"\0\0" + b"\xff" * 20,
         b"",
         b"EWLANES2" + bytes(40),
-        HEADER.pack(MAGIC, 4, 4, 1) + STREAM.pack(99, 0, 0, 0),
-        HEADER.pack(MAGIC, 4, 4, 1) + STREAM.pack(0, 9, 0, 0),
-        HEADER.pack(MAGIC, 4, 4, 2) + STREAM.pack(0, 0, 0, 0) * 2,
-        HEADER.pack(MAGIC, 4, 4, 1) + STREAM.pack(0, 0, 4, 1 << 60),
-        HEADER.pack(MAGIC, 4, 9, 1) + STREAM.pack(0, 0, 1, 6) + op(Mode.COPY, 1, 0) * 2,
+        HEADER.pack(MAGIC, 4, 4, 1) + entry(99, 0, 0, 0),
+        HEADER.pack(MAGIC, 4, 4, 1) + entry(0, 9, 0, 0),
+        HEADER.pack(MAGIC, 4, 4, 2) + entry(0, 0, 0, 0) * 2,
+        HEADER.pack(MAGIC, 4, 4, 1) + entry(0, 0, 4, 1 << 60),
+        HEADER.pack(MAGIC, 4, 9, 1) + entry(0, 0, 1, 6) + op(Mode.COPY, 1, 0) * 2,
     ],
 )
 def test_what_cannot_be_right_is_refused(patch: bytes) -> None:
