@@ -27,7 +27,7 @@ from tuf.ngclient.updater import Updater
 
 from edge_agent import files
 from edge_agent.config import Registry
-from edge_agent.update import levels, metadata_fetch
+from edge_agent.update import levels, metadata_fetch, metadata_folder
 from edge_agent.update.floor import Floor
 from edge_agent.update.http import Client, HttpStatus, Streams
 from edge_agent.update.levels import Holders, MetadataFloor, Seen
@@ -37,7 +37,6 @@ from edge_contract.errors import DeviceUnfit, EdgewardError, Reason, TransferFai
 
 _FAULTS = (DownloadError, RepositoryError, TransferFailed, OSError)
 _TIMESTAMP = "timestamp.json"
-_HISTORY = "root_history"  # python-tuf's folder of roots
 _LAST_S = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 T = TypeVar("T")
 
@@ -108,7 +107,7 @@ class Trust:
         self._floor = floor
         self._clock_s = clock_s
         floor.repair()
-        _tidy(folder)
+        metadata_folder.tidy(folder)
         self._updater = self._open()
 
     def refresh(self) -> None:
@@ -147,7 +146,7 @@ class Trust:
 
     def _open(self) -> Updater:
         path = Path(self._source.registry.root)
-        pinned = _pinned_root(path)
+        pinned = metadata_folder.pinned_root(path)
         try:
             updater = Updater(
                 metadata_dir=str(self._folder),
@@ -180,7 +179,7 @@ class Trust:
             raise self._older(below)
         self._check_expiry(seen)
         self._keep(seen, whole=True)
-        self._sync()
+        metadata_folder.sync(self._folder)
         return result
 
     def _check_expiry(self, seen: list[Seen]) -> None:
@@ -204,13 +203,6 @@ class Trust:
         """Whether the keys that vouched for the floor's time have been rotated away since."""
         time = self._floor.value.time
         return time is not None and not levels.stands(time.signers, [_timestamp_holders(self._updater)])
-
-    def _sync(self) -> None:
-        for folder in (self._folder / _HISTORY, self._folder):
-            for path in folder.iterdir():
-                if path.is_file() and not path.is_symlink():
-                    files.sync_file(path)
-            files.sync_folder(folder)
 
     def _fault(self, error: Exception) -> EdgewardError:
         url = self._source.metadata_url
@@ -252,37 +244,6 @@ class Trust:
             "look for who replays old metadata; after a restore from a backup, sign newer versions"
             + (moved if below.role == levels.ROOT else ""),
         )
-
-
-def _pinned_root(path: Path) -> bytes:
-    data = files.read(path)
-    if data is None:
-        raise DeviceUnfit(
-            Reason.TRUST_FAILED,
-            f"the pinned root {path} is missing",
-            "copy root.json of the registry to the device and name it in [registry] root",
-        )
-    return data
-
-
-def _tidy(folder: Path) -> None:
-    """Remove what python-tuf would stumble over: its cut-off writes, and files where folders belong.
-
-    A filesystem check after a power cut may leave either. Nothing is lost: it is fetched again.
-    """
-    history = folder / _HISTORY
-    for path in (folder, history):
-        if path.is_symlink() or path.is_file():
-            files.remove_link(path)
-        files.make_folder(path)
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink() and path != history:
-            files.remove_tree(path)
-        elif path != history and path.suffix != ".json":
-            files.remove_link(path)
-    for path in history.iterdir():
-        if path.is_dir():
-            files.remove_tree(path)
 
 
 # python-tuf offers neither the time it decides by nor what it has verified. These four functions are all
