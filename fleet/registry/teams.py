@@ -44,7 +44,7 @@ def delegate(repo: Repository, keyring: Keys, team: Team, new_password: Callable
             "write a model's name, or a pattern with *, ? and [] like vision-*",
         )
     draft = repo.draft
-    before = {name: draft.tree.shelf_of(name) for name in draft.targets}
+    before = {name: draft.tree.shelf_of(name) for name in draft.targets if shelves.is_model(name)}
     private: dict[str, Ed25519PrivateKey] = {}
     if role in draft.roles():
         _no_keys(team)

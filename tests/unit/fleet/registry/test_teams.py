@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from edge_contract import encodings
 from edge_contract.manifest import target_name
 from tests.support.ngclient import Client
 from tests.support.registry_folder import RegistryFolder
@@ -199,6 +200,25 @@ def test_a_team_with_many_versions_has_bins_of_its_own(tmp_path: Path) -> None:
     assert shop.find(target_name("fashion", "1")) is not None
     assert any(".team-vision.2-" in name for name in shop.fetched)
     assert len(samples.reader(made.folder).catalogue.targets) == 141
+
+
+def test_encodings_go_where_their_version_goes(
+    published: Path, device: Client, tmp_path: Path, run: Run
+) -> None:
+    samples.bundle(tmp_path / "big", weights=b"weights " * 4096, version="3.0.0", release=3)
+    run("registry", "publish", published, tmp_path / "big")
+    offers = encodings.target_name("fashion", "3.0.0")
+    assert device.find(offers) is not None
+    moved = samples.json_of(run("registry", "delegate", published, "fashion", "--team", "vision", "--json"))
+    assert len(moved["moved"]) == 3
+    assert device.find(offers) is not None
+    run("registry", "revoke", published, "--team", "vision", "--adopt")
+    assert device.find(offers) is not None
+    run("registry", "revoke", published, "fashion@3.0.0")
+    assert device.find(offers) is None
+    run("registry", "delegate", published, "fashion", "--team", "vision")
+    run("registry", "revoke", published, "--team", "vision")
+    assert device.find(target_name("fashion", "1.0.0")) is None
 
 
 def test_a_known_team_gets_no_other_keys_by_the_way(
