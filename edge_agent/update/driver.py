@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent import files
 from edge_agent.config import Update
 from edge_agent.inference import InferenceClient
 from edge_agent.layout import Layout
@@ -21,15 +20,16 @@ from edge_agent.stats import VersionStats
 from edge_agent.update import changes, jobs, journal, trials
 from edge_agent.update.changes import STORE_AT_FAULT, Situation, Step, change
 from edge_agent.update.floor import Floor
+from edge_agent.update.holdings import Holdings
 from edge_agent.update.jobs import Job
 from edge_agent.update.journal import NO_PERMISSIONS, Entry, Permissions, Ref
-from edge_agent.update.levels import OrderFloor, with_releases
+from edge_agent.update.levels import OrderFloor
 from edge_agent.update.machine import CANCELLABLE, Action, Event, State, Transition, advance
 from edge_agent.update.rejected import Rejected
+from edge_agent.update.releases import min_release, raise_releases
 from edge_agent.update.store import Store
 from edge_contract import wire
 from edge_contract.errors import (
-    BundleRejected,
     EdgewardError,
     MessageRejected,
     Reason,
@@ -79,13 +79,8 @@ class ModelDriver:
         self._tools = tools
         self.name = name
         self._entry, problem = journal.load(tools.layout, name, now_ms)
-        self._current: Ref | None = None
-        self._previous: Ref | None = None
+        self._held = Holdings(tools.layout, tools.store, name)
         self._problem = "its links have not been read yet"
-        self._damage: Step | None = None
-        self._damaged: Ref | None = None
-        self._beyond_repair = ""
-        self._settled_s = 0.0
         self._wanted: Ref | None = None
         self._wanted_generation = 0
         self._permissions = NO_PERMISSIONS
@@ -108,7 +103,7 @@ class ModelDriver:
     @property
     def gone(self) -> bool:
         """Whether the model was removed and can be forgotten."""
-        serves = self._current or changes.should_serve(self._entry)
+        serves = self._held.current or changes.should_serve(self._entry)
         return self.idle and serves is None and self._wanted is None
 
     @property
@@ -133,10 +128,10 @@ class ModelDriver:
 
         Raises StorageFault and changes nothing.
         """
-        repairable = self._current is None or self._current.digest != self._beyond_repair
-        if reason in STORE_AT_FAULT and self._entry.state is State.IDLE and repairable:
-            self.inspect("the inference process could not load it from this disk")
-        elif self._previous is not None and self._previous.digest == digest:
+        if reason in STORE_AT_FAULT and self._entry.state is State.IDLE and self._held.repairable:
+            what = "the inference process could not load it from this disk"
+            self._held.inspect(self._entry, self._wanted, what)
+        elif self._held.previous is not None and self._held.previous.digest == digest:
             ready = self._entry.state in (State.IDLE, State.PROBATION) and not self._steps
             if ready:
                 with suppress(MessageRejected):
@@ -148,9 +143,9 @@ class ModelDriver:
         Raises MessageRejected when there is none, StorageFault when the journal cannot be written.
         """
         self._drain_steps(now_ms)
-        base = self._entry.base if self._entry.state is State.PROBATION else self._previous
+        base = self._entry.base if self._entry.state is State.PROBATION else self._held.previous
         possible = self._entry.state is State.PROBATION or (
-            self._entry.state is State.IDLE and self._current is not None
+            self._entry.state is State.IDLE and self._held.current is not None
         )
         if base is None or not possible or self._problem:
             raise MessageRejected(
@@ -167,43 +162,10 @@ class ModelDriver:
         return base
 
     def found_damaged(self, digest: str, what: str, begun_s: float, now_ms: int) -> None:
-        """A look at the disk that began then found a stored version damaged: repair it, or let go of it.
-
-        Raises StorageFault.
-        """
-        stale = begun_s <= self._settled_s
-        if stale or self._entry.state is not State.IDLE or digest == self._beyond_repair:
-            return
-        current, previous = self._tools.store.named(self.name)
-        if digest == current:
-            self._say("storage", Reason.DIGEST_MISMATCH, what, now_ms)
-            self.inspect(what)
-        elif digest == previous:
-            self._say("storage", Reason.DIGEST_MISMATCH, f"no way back any more: {what}", now_ms)
-            files.remove_link(self._tools.layout.previous(self.name))
-            self._learn()
-
-    def inspect(self, found: str = "") -> None:
-        """Look whether an idle model's links lead to what the journal says; `found` says what does not.
-
-        What is damaged is fetched again under the same digest. Raises StorageFault when the disk does
-        not say.
-        """
-        named, _ = self._tools.store.named(self.name)
-        expected = changes.should_serve(self._entry)
-        if self._entry.state is not State.IDLE or (named is None and expected is None):
-            return
-        if not found and named is not None and self._current is not None:
-            return
-        ref = (self._known(named) if named else None) or expected
-        what = found or ("its manifest is damaged or missing" if named else "the link to it is gone")
-        if ref is None:
-            self._report_lost(named or "", what)
-        else:
-            self._damaged = ref
-            self._damage = Step(
-                Event.DAMAGED, Reason.DIGEST_MISMATCH, f"{ref.version} is damaged here: {what}"
-            )
+        """A look at the disk that began then found a stored version damaged. Raises StorageFault."""
+        told = self._held.found_damaged(self._entry, digest, what, begun_s)
+        if told:
+            self._say("storage", Reason.DIGEST_MISMATCH, told, now_ms)
 
     def hurry(self) -> None:
         """What it waits for may have come by another way: try again now."""
@@ -237,10 +199,10 @@ class ModelDriver:
         return wire.ModelState(
             name=self.name,
             state=entry.state.value,
-            version=self._current.version if self._current else None,
-            digest=self._current.digest if self._current else None,
-            previous_version=self._previous.version if self._previous else None,
-            previous_digest=self._previous.digest if self._previous else None,
+            version=self._held.current.version if self._held.current else None,
+            digest=self._held.current.digest if self._held.current else None,
+            previous_version=self._held.previous.version if self._held.previous else None,
+            previous_digest=self._held.previous.digest if self._held.previous else None,
             target_version=entry.target.version if entry.target else None,
             target_digest=entry.target.digest if entry.target else None,
             outcome=entry.outcome,
@@ -254,33 +216,19 @@ class ModelDriver:
         """At the start, and again after the disk did not answer: what do links and journal say?"""
         if not self._problem:
             return
-        self._learn()
+        self._held.learn()
         entry = self._entry
-        torn = entry.state is State.PROBATION and self._current != entry.target
+        torn = entry.state is State.PROBATION and self._held.current != entry.target
         event = Event.TORN if torn else Event.RESTARTED
-        self.inspect()
+        self._held.inspect(entry, self._wanted)
         self._steps.insert(0, Step(event, entry.reason, entry.detail))
         self._problem = ""
-
-    def _learn(self) -> None:
-        self._current = self._tools.store.current(self.name)
-        self._previous = self._tools.store.previous(self.name)
 
     def _hold(self, fault: StorageFault, now_ms: int) -> None:
         self._resume_s = time.monotonic() + min(_STORAGE_PAUSE_S, self._tools.config.retry_s)
         if self._problem:
             self._problem = str(fault)
         self._say("storage", fault.reason, str(fault), now_ms)
-
-    def _known(self, digest: str) -> Ref | None:
-        entry = self._entry
-        refs = (self._current, self._wanted, entry.target, entry.base, entry.older)
-        return next((ref for ref in refs if ref is not None and ref.digest == digest), None)
-
-    def _report_lost(self, digest: str, what: str) -> None:
-        """Nobody remembers which version it was, so it cannot be asked for; the one before may serve."""
-        if self._previous is not None:
-            self._damage = Step(Event.ROLLBACK, Reason.DIGEST_MISMATCH, f"{digest[:12]} is lost here: {what}")
 
     def _drain_steps(self, now_ms: int) -> None:
         while self._steps:
@@ -312,10 +260,10 @@ class ModelDriver:
         if entry.state is not State.IDLE:
             return None
         if entry.settled_generation >= self._wanted_generation:
-            return self._damage
+            return self._held.damage
         if wanted is None:
             return Step(Event.UNWANTED)
-        if self._current is not None and self._current.digest == wanted.digest:
+        if self._held.current is not None and self._held.current.digest == wanted.digest:
             return Step(Event.ALREADY)
         return Step(Event.TARGET)
 
@@ -329,7 +277,7 @@ class ModelDriver:
         pause_max_s = tools.config.retry_max_s
         starts: dict[State, Callable[[], Job]] = {
             State.RESOLVING: lambda: jobs.FetchJob(
-                tools.config_path, self.name, target, tools.rejected, self._min_release()
+                tools.config_path, self.name, target, tools.rejected, min_release(tools.orders, entry)
             ),
             State.PREFLIGHT: lambda: trials.PreflightJob(entry, tools.layout, tools.store, tools.config),
             State.ACTIVATING: lambda: jobs.activate(entry, tools.store, tools.inference),
@@ -351,19 +299,14 @@ class ModelDriver:
         if entry != before:
             journal.save(self._tools.layout, entry)
         self._entry = entry
-        if transition.state is not State.IDLE or transition.outcome is not None:
-            self._damage = None  # it is being seen to
+        self._held.after(entry, transition)
         return transition
 
     def _follow(self, before: State, transition: Transition, now_ms: int) -> None:
         """What comes after the journal, and may be lost without harm."""
         entry = self._entry
         self._leave(before, transition.state)
-        if transition.outcome == "failed" and self._damaged is not None and entry.target == self._damaged:
-            self._beyond_repair = self._damaged.digest
-        if transition.outcome is not None:
-            self._settled_s = time.monotonic()
-        self._learn()
+        self._held.learn()
         if transition.state is not before or transition.outcome == "removed":
             what = transition.outcome or transition.state.value
             self._say("update", entry.reason, f"{what}: {entry.detail}".rstrip(": "), now_ms)
@@ -375,13 +318,13 @@ class ModelDriver:
             now_ms=now_ms,
             wanted=self._wanted,
             wanted_generation=self._wanted_generation,
-            current=self._current,
-            previous=self._previous,
+            current=self._held.current,
+            previous=self._held.previous,
             baseline=self._baseline() if step.event is Event.PASSED else None,
             retry_s=self._tools.config.retry_s,
             retry_max_s=self._tools.config.retry_max_s,
             draw=random.random(),  # noqa: S311 - jitter
-            damaged=self._damaged,
+            damaged=self._held.damaged,
             permissions=self._permissions,
         )
 
@@ -406,10 +349,6 @@ class ModelDriver:
         if entry.target is not None and entry.reason not in _NOT_THE_BUNDLE:
             self._tools.rejected.add(entry.target.digest, entry.reason, entry.detail, entry.since_ms)
 
-    def _min_release(self) -> int:
-        """The oldest release that is no downgrade; any, where the operator allows it."""
-        return 0 if self._entry.permissions.downgrade else self._tools.orders.value.releases.get(self.name, 0)
-
     def _raise_release(self, entry: Entry) -> None:
         if entry.target is not None:
             raise_releases(self._tools.orders, self._tools.store, {entry.name: [entry.target]})
@@ -424,19 +363,6 @@ class ModelDriver:
         target = self._entry.target
         version = target.version if target else ""
         self._tools.report(wire.Event(now_ms, kind, self.name, version, reason, detail))
-
-
-def raise_releases(orders: Floor[OrderFloor], store: Store, versions: Mapping[str, Iterable[Ref]]) -> None:
-    """These versions are committed: the floor of each model is at least their release.
-
-    Idempotent. A version whose manifest is damaged says nothing. Raises StorageFault.
-    """
-    releases: dict[str, int] = {}
-    for name, refs in versions.items():
-        for ref in refs:
-            with suppress(BundleRejected):
-                releases[name] = max(releases.get(name, 0), store.manifest_of(ref.digest).release)
-    orders.raise_to(with_releases(orders.value, releases))
 
 
 _EFFECTS: dict[Action, Callable[[ModelDriver, Entry], None]] = {

@@ -19,7 +19,7 @@ from edge_agent.inference import InferenceClient
 from edge_agent.layout import Layout
 from edge_agent.stats import ServingStats, VersionStats, since
 from edge_agent.update import probation
-from edge_agent.update.changes import Step
+from edge_agent.update.changes import STORE_AT_FAULT, Step
 from edge_agent.update.children import Child, Ended
 from edge_agent.update.journal import Entry, Ref
 from edge_agent.update.leash import Limits
@@ -82,7 +82,9 @@ class PreflightJob:
 
     def _finding(self, ended: Ended) -> Step:
         reason, detail = ended.failure()
-        if ended.code in (DeviceUnfit.exit_code, StorageFault.exit_code):
+        if ended.code == StorageFault.exit_code or reason in STORE_AT_FAULT:
+            return Step(Event.INTERRUPTED, reason, f"preflight: {detail}")  # this disk, not the bundle
+        if ended.code == DeviceUnfit.exit_code:
             return Step(Event.UNFIT, reason, detail)
         if ended.code == -signal.SIGXCPU:
             reason = Reason.CANDIDATE_HUNG

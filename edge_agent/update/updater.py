@@ -17,12 +17,13 @@ from edge_agent.config import Config
 from edge_agent.inference import InferenceClient, Loaded
 from edge_agent.layout import Layout
 from edge_agent.update import journal
-from edge_agent.update.driver import ModelDriver, Tools, raise_releases
+from edge_agent.update.driver import ModelDriver, Tools
 from edge_agent.update.floor import order_floor
 from edge_agent.update.journal import NO_PERMISSIONS, Permissions, Ref
 from edge_agent.update.levels import with_generation
 from edge_agent.update.recheck import Recheck
 from edge_agent.update.rejected import Rejected
+from edge_agent.update.releases import raise_releases
 from edge_agent.update.remake import Remake
 from edge_agent.update.store import Store
 from edge_contract import wire
