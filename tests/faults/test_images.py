@@ -26,10 +26,10 @@ from edge_agent.update.store import Store
 from edge_contract import wire
 from tests.faults.conftest import Cases
 from tests.support.mounts import Ext4, mount_image, unmount
-from tests.support.rig import FORM_BYTES, NAME, Plan, Rig, Shelf
+from tests.support.rig import NAME, Plan, Rig, Shelf
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.thorough]
-PROCESSES = ("run", "fetch", "preflight")
+PROCESSES = ("run", "fetch")
 
 
 class Snapshot(NamedTuple):
@@ -53,7 +53,6 @@ def powered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Powered]:
     rig = Rig(
         Shelf(folder / "shelf"),
         prepare=lambda state: mount_image(disk.image, state),
-        prepared_max_bytes=FORM_BYTES,
     )
     mounted = [rig.layout.state]
     try:
