@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from edge_agent.messaging.pace import EVENT
 from edge_contract import canonical, wire
 from edge_contract.errors import Reason
 from tests.faults.conftest import Cases
@@ -25,6 +26,7 @@ from tests.support.broker import Mosquitto, free_port
 from tests.support.broker_double import BrokerDouble, Published
 from tests.support.device import TENANT, Device
 from tests.support.http_registry import FolderServer
+from tests.support.link import LinkedDevice, mono_ms
 from tests.support.operator import Operator
 from tests.support.registry_folder import RegistryFolder
 from tests.support.waiting import wait_for
@@ -384,3 +386,28 @@ def test_a_broker_that_says_that_a_session_was_taken_over(make: Make, name: str,
             broker.disconnect(TAKEN_OVER)
         wait_for(lambda: len(broker.on(topics.birth)) == 5, "the device again")
         assert device.log.count("two devices may have one id") == 2  # the log and its event, once
+
+
+# clocks
+
+
+@pytest.mark.parametrize(
+    ("year", "step_ms"), [("1970", -1_790_000_000_000), ("+10 years", 3650 * 86_400_000)]
+)
+def test_steps_of_the_wall_clock_delay_and_expire_nothing(
+    tmp_path: Path, cases: Cases, year: str, step_ms: int
+) -> None:
+    with BrokerDouble() as broker:
+        device = LinkedDevice(broker.port, tmp_path, resend_s=0.3)
+        topics = wire.Topics("acme", "x")
+        device.until(lambda: broker.on(topics.birth), "the connection")
+        device.outbox.put("event", {"n": 1}, priority=EVENT, now_ms=mono_ms(), life_s=60)
+        device.link.say_state(wire.State(1, 3, True, [], [], device.wall_ms))
+        device.until(lambda: broker.on(topics.event), "the row")
+        device.wall_ms += step_ms
+        cases.add("outbox timers", f"clock {year}")
+        device.until(lambda: len(broker.on(topics.event)) >= 3, "the row again and again")
+        device.link.say_state(wire.State(1, 4, True, [], [], device.wall_ms))
+        device.until(lambda: len(broker.on(topics.state)) >= 2, "the new state")
+        assert device.outbox.depth() == 1
+        device.close()

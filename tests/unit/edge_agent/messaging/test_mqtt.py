@@ -12,16 +12,14 @@ from typing import Any
 
 import pytest
 
-from edge_agent.config import Broker, Config, Telemetry
+from edge_agent.config import Broker
 from edge_agent.messaging import mqtt
-from edge_agent.messaging.link import Link
 from edge_agent.messaging.mqtt import Connected, Disconnected, Message, MqttClient, Notice, Taken, Will
-from edge_agent.messaging.outbox import Outbox
-from edge_agent.messaging.pace import EVENT
 from edge_contract import wire
 from edge_contract.errors import Reason
 from edge_contract.profile import Facts
 from tests.support.broker_double import BrokerDouble, Published
+from tests.support.link import LinkedDevice, mono_ms
 from tests.support.waiting import wait_for
 
 DOWN = "edge/v1/acme/x/down/cmd"
@@ -156,64 +154,6 @@ def test_a_refused_subscription_is_told(broker: BrokerDouble, client: Client) ->
 # the link on top of it
 
 
-class Device:
-    """A link with a wall clock that can be set."""
-
-    def __init__(self, port: int, folder: Path, **telemetry: Any) -> None:
-        self.wall_ms = 1_790_000_000_000
-        self.outbox = Outbox(folder / "outbox.db", max_bytes=1 << 20, now_ms=mono_ms(), stamp_ms=0)
-        config = Config(
-            tenant="acme",
-            device="x",
-            broker=Broker(port=port, reconnect_max_s=0.2),
-            telemetry=Telemetry(**telemetry),
-        )
-        self.told: list[tuple[str, Reason, str]] = []
-        birth = lambda session, at_ms: wire.Birth(1, session, FACTS, [], at_ms)  # noqa: E731
-        self.link = Link(config, self.outbox, 1, birth, lambda: self.wall_ms, lambda *e: self.told.append(e))
-        self.link.start()
-
-    def until(self, look: Any, what: str) -> None:
-        def turn() -> Any:
-            while not self.link.inbox.empty():
-                event = self.link.inbox.get()
-                if not isinstance(event, Message):
-                    self.link.handle(event, mono_ms())
-            self.link.store(mono_ms())
-            self.link.tick(mono_ms())
-            return look()
-
-        wait_for(turn, what, timeout_s=15, every_s=0.01)
-
-    def close(self) -> None:
-        self.link.stop()
-        self.outbox.close(mono_ms())
-
-
-def mono_ms() -> int:
-    return time.monotonic_ns() // 1_000_000
-
-
-@pytest.mark.parametrize("step_ms", [-20 * 365 * 86_400_000, 10 * 365 * 86_400_000])
-def test_steps_of_the_wall_clock_delay_and_expire_nothing(
-    broker: BrokerDouble, tmp_path: Path, step_ms: int
-) -> None:
-    device = Device(broker.port, tmp_path, resend_s=0.3)
-    topics = wire.Topics("acme", "x")
-    try:
-        device.until(lambda: broker.on(topics.birth), "the connection")
-        device.outbox.put("event", {"n": 1}, priority=EVENT, now_ms=mono_ms(), life_s=60)
-        device.link.say_state(STATE)
-        device.until(lambda: broker.on(topics.event), "the row")
-        device.wall_ms += step_ms
-        device.until(lambda: len(broker.on(topics.event)) >= 3, "the row again and again")
-        device.link.say_state(wire.State(1, 4, True, [], [], device.wall_ms))
-        device.until(lambda: len(broker.on(topics.state)) >= 2, "the new state")
-        assert device.outbox.depth() == 1
-    finally:
-        device.close()
-
-
 def test_an_answer_to_a_command_outlives_the_connection(broker: BrokerDouble, tmp_path: Path) -> None:
     topics = wire.Topics("acme", "x")
 
@@ -221,7 +161,7 @@ def test_an_answer_to_a_command_outlives_the_connection(broker: BrokerDouble, tm
         return None if p.topic == topics.result and broker.connects == 1 else 0
 
     broker.code = silent
-    device = Device(broker.port, tmp_path)
+    device = LinkedDevice(broker.port, tmp_path)
     try:
         device.until(lambda: broker.on(topics.birth), "the connection")
         device.link.reply("", b"c", b"answer", mono_ms())
@@ -238,7 +178,7 @@ def test_an_answer_to_a_command_outlives_the_connection(broker: BrokerDouble, tm
 def test_after_an_outage_the_newest_comes_first_and_the_backlog_beside_it(
     broker: BrokerDouble, tmp_path: Path
 ) -> None:
-    device = Device(broker.port, tmp_path, backlog_rows_per_s=50.0)
+    device = LinkedDevice(broker.port, tmp_path, backlog_rows_per_s=50.0)
     topics = wire.Topics("acme", "x")
     try:
         for n in range(200):
