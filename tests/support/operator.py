@@ -252,3 +252,6 @@ class Operator:
     ) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        line = self._client.socket()
+        if line is not None:  # paho leaves it open when it was just connecting again
+            line.close()
