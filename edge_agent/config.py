@@ -93,6 +93,7 @@ class Update(Struct, frozen=True, forbid_unknown_fields=True):
     retry_s: Seconds = 30.0
     retry_max_s: Seconds = 3600.0
     recheck_s: Seconds = 86400.0
+    window: WindowText = ""
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = 16 << 20
     patch_memory_bytes: Annotated[int, Meta(ge=0)] = 128 << 20
 

@@ -17,7 +17,7 @@ from edge_agent.config import Update
 from edge_agent.inference import InferenceClient
 from edge_agent.layout import Layout
 from edge_agent.stats import VersionStats
-from edge_agent.update import changes, jobs, journal, trials
+from edge_agent.update import changes, gate, jobs, journal, trials, window
 from edge_agent.update.changes import STORE_AT_FAULT, Situation, Step, change
 from edge_agent.update.floor import Floor
 from edge_agent.update.holdings import Holdings
@@ -196,6 +196,8 @@ class ModelDriver:
     def view(self) -> wire.ModelState:
         """What is reported of this model."""
         entry = self._entry
+        waits = self._waits_for_window()
+        reason = Reason.OUTSIDE_WINDOW if waits else entry.reason
         return wire.ModelState(
             name=self.name,
             state=entry.state.value,
@@ -206,11 +208,23 @@ class ModelDriver:
             target_version=entry.target.version if entry.target else None,
             target_digest=entry.target.digest if entry.target else None,
             outcome=entry.outcome,
-            reason=Reason.STORAGE_FAULT if self._problem else entry.reason,
-            detail=self._problem or entry.detail,
+            reason=Reason.STORAGE_FAULT if self._problem else reason,
+            detail=self._problem or waits or entry.detail,
             progress=round(self._job.progress, 3) if self._job else 0.0,
             since_ms=entry.since_ms,
         )
+
+    def _waits_for_window(self) -> str:
+        """Why a fetched version is not tried yet, or nothing.
+
+        What serves changes in the window only; a first version and a repair of what serves wait for none.
+        """
+        entry, text = self._entry, self._tools.config.window
+        changes_service = self._current is not None and self._current != entry.target
+        if not text or entry.state is not State.PREFLIGHT or self._job is not None or not changes_service:
+            return ""
+        wait_s, clock = gate.opens_in_s(window.parse(text))
+        return f"it is {clock}, {self.name} changes in {text} only ([update] window)" if wait_s else ""
 
     def _arrive(self) -> None:
         """At the start, and again after the disk did not answer: what do links and journal say?"""
@@ -275,6 +289,8 @@ class ModelDriver:
         if target is None:
             return None
         pause_max_s = tools.config.retry_max_s
+        if self._waits_for_window():
+            return None
         starts: dict[State, Callable[[], Job]] = {
             State.RESOLVING: lambda: jobs.FetchJob(
                 tools.config_path, self.name, target, tools.rejected, min_release(tools.orders, entry)

@@ -19,6 +19,16 @@ from edge_contract.errors import Reason
 _METERED_AGAIN_S = 300.0
 
 
+def opens_in_s(found: window.Window | None) -> tuple[int, str]:
+    """Seconds until a window opens by this device's clock (0: it is open), and what the clock says."""
+    if found is None:
+        return 0, ""
+    now = time.gmtime() if found.utc else time.localtime()
+    zone = "UTC" if found.utc else "local time"
+    wait_s = window.opens_in_s(found, now.tm_hour * 3600 + now.tm_min * 60 + now.tm_sec)
+    return wait_s, f"{now.tm_hour:02}:{now.tm_min:02} {zone}"
+
+
 class Gate:
     """Asked before the first byte, and about once a second while bytes come."""
 
@@ -34,15 +44,11 @@ class Gate:
             self._check_metered(missing_bytes)
 
     def _check_window(self) -> None:
-        if self._window is None:
-            return
-        now = time.gmtime() if self._window.utc else time.localtime()
-        wait_s = window.opens_in_s(self._window, now.tm_hour * 3600 + now.tm_min * 60 + now.tm_sec)
+        wait_s, clock = opens_in_s(self._window)
         if wait_s:
-            zone = "UTC" if self._window.utc else "local time"
             raise Postponed(
                 Reason.OUTSIDE_WINDOW,
-                f"it is {now.tm_hour:02}:{now.tm_min:02} {zone}, downloads wait for {self._registry.window}",
+                f"it is {clock}, downloads wait for {self._registry.window}",
                 "nothing to do: it goes on by itself; the window is [registry] window",
                 float(wait_s),
             )
