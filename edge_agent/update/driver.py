@@ -220,7 +220,8 @@ class ModelDriver:
         What serves changes in the window only; a first version and a repair of what serves wait for none.
         """
         entry, text = self._entry, self._tools.config.window
-        changes_service = self._current is not None and self._current != entry.target
+        current = self._held.current
+        changes_service = current is not None and current != entry.target
         if not text or entry.state is not State.PREFLIGHT or self._job is not None or not changes_service:
             return ""
         wait_s, clock = gate.opens_in_s(window.parse(text))
