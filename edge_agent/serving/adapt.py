@@ -33,7 +33,7 @@ def run(folder: Path, root: Path, max_bytes: int) -> Adapted:
     """Make the form of the version in a store folder below `root`, or find the one that is there."""
     try:
         stored = package.read(folder)
-        if prepared.find(root, stored) is not None:
+        if prepared.find(root, stored, hashed=True) is not None:
             return Adapted(True, "a prepared form is there already")
         return _make(root, stored, max_bytes)
     except EdgewardError as e:

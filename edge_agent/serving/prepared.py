@@ -73,11 +73,11 @@ def key_of(manifest: Manifest) -> Key | None:
     return Key(f"{manifest.runtime} {version}", cpu, isa, session.threads, session.spinning)
 
 
-def find(root: Path, stored: package.Package) -> Path | None:
+def find(root: Path, stored: package.Package, *, hashed: bool = False) -> Path | None:
     """The model file of this device's form of a version, if there is a sound one below `root`.
 
-    Sizes, inodes and times of change are compared with the record; where they differ, digests are. Raises
-    DeviceUnfit without the runtime.
+    Sizes, inodes and times of change are compared with the record; where they differ, or with `hashed`,
+    digests are. Raises DeviceUnfit without the runtime.
     """
     key = key_of(stored.manifest)
     if key is None:
@@ -88,7 +88,7 @@ def find(root: Path, stored: package.Package) -> Path | None:
         if data is None:
             return None
         record = canonical.from_bytes(data, Record)
-        damaged = [p.name for p in record.parts if not _is_sound(folder / p.name, p)]
+        damaged = [p.name for p in record.parts if not _is_sound(folder / p.name, p, hashed=hashed)]
     except (EdgewardError, canonical.DecodeFault) as e:
         _log.error("the prepared form of %s cannot be used: %s", stored.label, e)
         return None
@@ -156,14 +156,14 @@ def _part(path: Path) -> Part:
     return Part(path.name, status.st_size, package.file_digest(path), status.st_ino, status.st_mtime_ns)
 
 
-def _is_sound(path: Path, part: Part) -> bool:
+def _is_sound(path: Path, part: Part, *, hashed: bool) -> bool:
     try:
         status = path.stat()
     except OSError:
         return False
     if status.st_size != part.size_bytes:
         return False
-    if (status.st_ino, status.st_mtime_ns) == (part.inode, part.mtime_ns):
+    if not hashed and (status.st_ino, status.st_mtime_ns) == (part.inode, part.mtime_ns):
         return True
     return package.file_digest(path) == part.sha256
 

@@ -104,6 +104,8 @@ def test_weights_that_decay_unseen_are_noticed_by_the_first_answer(
     stored = package.read(layout.version(bundle.digest))
     assert prepared.find(layout.prepared, stored) is not None
     assert served_form(layout, bundle) == "original"
+    assert adapt.run(layout.version(bundle.digest), layout.prepared, ROOM).made
+    assert served_form(layout, bundle) == "prepared"
 
 
 def test_a_form_that_was_copied_back_is_hashed_and_used(
