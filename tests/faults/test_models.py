@@ -29,7 +29,7 @@ from tests.support.waiting import wait_for
 X = samples(4)
 MB = 1 << 20
 UPDATE: dict[str, Any] = {
-    "preflight_timeout_s": 10.0,
+    "preflight_timeout_s": 20.0,
     "preflight_memory_bytes": 384 * MB,
     "preflight_latency_factor": 5.0,
     "preflight_free_bytes": 0,
