@@ -124,7 +124,8 @@ def some_thorough(faults: Iterable[str], quick: Collection[str]) -> list[Any]:
     return [pytest.param(f, marks=[] if f in quick else pytest.mark.thorough) for f in faults]
 
 
-@pytest.mark.parametrize("fault", some_thorough(PREFLIGHT, AT_ONCE))
+# The groups one after the other: deploying one removes the other.
+@pytest.mark.parametrize("fault", some_thorough(sorted(PREFLIGHT, key=lambda f: f not in AT_ONCE), AT_ONCE))
 def test_preflight_is_where_a_bad_model_ends(
     site: Site, tried: Callable[[str], Tried], cases: Cases, fault: str
 ) -> None:
