@@ -177,6 +177,8 @@ class Store:
         files.remove_leftovers(self._layout.prepared)
         for digest in set(files.names(self._layout.prepared)) - set(files.names(self._layout.store)):
             files.remove_tree(self._layout.prepared / digest)
+        for digest in files.names(self._layout.prepared):
+            files.remove_leftovers(self._layout.prepared / digest)  # a preflight that was cut off
 
     def _ref(self, link: Path) -> Ref | None:
         digest = files.link_target(link)

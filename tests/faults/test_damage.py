@@ -250,7 +250,6 @@ def test_a_small_file(rig: Rig, cases: Cases, what: str, how: str) -> None:
     rig.assert_sound(3)
     assert order_floor(rig.layout).value.generation == rig.generation  # an older order is still refused
     _off(rig)
-    if what != "journal":
-        path.write_bytes(saved)
+    path.write_bytes(saved)
     for aside in path.parent.glob(f"{path.name}.damaged-*"):
         aside.unlink()
