@@ -6,6 +6,7 @@ between the end of a serving process and the next answers may requests fail; how
 
 from __future__ import annotations
 
+import http.client
 import os
 import random
 import signal
@@ -72,7 +73,7 @@ class Asking:
                             self.wrong.append(f"{found.tolist()} with {sorted(self.allowed)}")
                         self.answered.append(time.monotonic())
                         time.sleep(0.002)
-            except OSError as e:
+            except (OSError, http.client.HTTPException) as e:  # killed before, or in the middle of, an answer
                 self.failed.append((begun_s, repr(e)))
                 time.sleep(0.02)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -222,7 +223,7 @@ class Load:
                         status = client.infer(self._model, self._x).status
                         self.answers.append((time.monotonic(), status))
                         time.sleep(self._pause_s)
-            except OSError as e:
+            except (OSError, http.client.HTTPException) as e:
                 self.failures.append(repr(e))
                 time.sleep(0.05)
 
