@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import re
 import subprocess
@@ -71,6 +73,94 @@ def test_install_folder_keeps_what_is_there_already(tmp_path: Path) -> None:
     files.install_folder(tmp_path / "built", tmp_path / "final")
     assert (tmp_path / "final" / "x").read_text() == "old"
     assert names(tmp_path) == ["final"]
+
+
+def two_folders(tmp_path: Path) -> tuple[Path, Path]:
+    built, final = tmp_path / "built", tmp_path / "final"
+    for folder, text in ((built, "new"), (final, "damaged")):
+        folder.mkdir()
+        (folder / "x").write_text(text)
+    return built, final
+
+
+def test_replace_folder_puts_one_in_the_place_of_the_other(tmp_path: Path) -> None:
+    built, final = two_folders(tmp_path)
+    inode = built.stat().st_ino
+    files.replace_folder(built, final)
+    assert (final / "x").read_text() == "new"
+    assert final.stat().st_ino == inode
+    assert names(tmp_path) == ["final"]
+
+
+def test_replace_folder_never_leaves_the_name_without_a_folder(tmp_path: Path) -> None:
+    built, final = two_folders(tmp_path)
+    seen, stop = set(), threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            try:
+                seen.add((final / "x").read_text())
+            except FileNotFoundError:
+                seen.add("nothing")
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(30):
+        files.replace_folder(built, final)
+        built.mkdir()
+        (built / "x").write_text("new")
+    stop.set()
+    watcher.join()
+    assert seen <= {"damaged", "new"}
+
+
+def test_replace_folder_where_names_cannot_be_exchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(a: Path, b: Path) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument", str(b))
+
+    built, final = two_folders(tmp_path)
+    monkeypatch.setattr(files, "_exchange", refuse)
+    files.replace_folder(built, final)
+    assert (final / "x").read_text() == "new"
+    assert names(tmp_path) == ["final"]
+
+
+def test_a_call_that_a_signal_cut_off_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [-1, -1, 0]
+
+    class Library:
+        @staticmethod
+        def syncfs(descriptor: int) -> int:
+            ctypes.set_errno(errno.EINTR)
+            return answers.pop(0)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, use_errno: Library)
+    files._syncfs(tmp_path)
+    assert answers == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_lock_needs_no_disk_that_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    if there:
+        (tmp_path / "lock").touch()
+    real = os.open
+
+    def read_only(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", read_only)
+    first = files.try_lock(tmp_path / "lock")
+    assert first is not None
+    assert files.try_lock(tmp_path / "lock") is None
+    os.close(first)
+    with files.held(tmp_path / "lock") as alone:
+        assert alone
 
 
 def test_move_replaces(tmp_path: Path) -> None:
