@@ -188,16 +188,25 @@ def _survived(load: Callable[[], None], lifeline: Lifeline) -> Callable[[], None
 
 
 def _undone(entry: Entry, store: Store, inference: InferenceClient) -> bool:
-    """Whether all is again as it was before the activation, so that it can be tried another time."""
-    try:
-        store.point(entry.name, entry.base, entry.older)
-        if entry.base is None:
-            inference.unload(entry.name, _LOAD_TIMEOUT_S)
+    """Whether all is again as it was before the activation, so that it can be tried another time.
+
+    The disk that was in the way of the activation may be in the way of this, too: it is given time.
+    """
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline_s:
+        try:
+            store.point(entry.name, entry.base, entry.older)
+            if entry.base is None:
+                inference.unload(entry.name, _LOAD_TIMEOUT_S)
+            else:
+                inference.load(entry.name, entry.base.digest, _LOAD_TIMEOUT_S)
+        except StorageFault:
+            time.sleep(_PAUSE_S)
+        except EdgewardError:
+            return False
         else:
-            inference.load(entry.name, entry.base.digest, _LOAD_TIMEOUT_S)
-    except EdgewardError:
-        return False
-    return True
+            return True
+    return False
 
 
 def revert(entry: Entry, store: Store, inference: InferenceClient) -> ThreadJob:
