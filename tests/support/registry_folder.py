@@ -122,7 +122,7 @@ class RegistryFolder:
     def export(self, output: Path, *bundles: BundleOnDisk, options: Sequence[str] = ()) -> Path:
         """Write bundles to a medium; returns it."""
         labels = [f"{b.manifest.name}@{b.manifest.version}" for b in bundles]
-        self._run("export", *labels, "-o", str(output), *options)
+        self.run("export", *labels, "-o", str(output), *options)
         return output
 
     def blob(self, bundle: BundleOnDisk, role: str = "model") -> Path:
