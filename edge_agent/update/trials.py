@@ -67,8 +67,7 @@ class PreflightJob:
         if self._passed:  # what came after the verdict was the prepared form, which may fail
             return [Step(Event.PASSED)]
         if ended.code == -signal.SIGKILL and not ended.hung and self._starts < _MOST_STARTS:
-            self._start()
-            return []
+            return self._start_again()
         return [self._finding(ended)]
 
     def cancel(self) -> None:
@@ -79,6 +78,14 @@ class PreflightJob:
         self._starts += 1
         self._limits = preflight_limits(self._layout, self._config)
         self._child = preflight_child(self._layout, self._digest, self._config, self._limits)
+
+    def _start_again(self) -> list[Step]:
+        """Without a process now, the whole attempt waits: nobody would poll for one that never began."""
+        try:
+            self._start()
+        except StorageFault as e:
+            return [Step(Event.INTERRUPTED, e.reason, f"preflight: its child cannot be started again: {e}")]
+        return []
 
     def _finding(self, ended: Ended) -> Step:
         reason, detail = ended.failure()

@@ -21,7 +21,7 @@ from edge_agent.update.machine import Event, State
 from edge_agent.update.remake import Remake
 from edge_agent.update.store import Store
 from edge_agent.update.trials import PreflightJob
-from edge_contract.errors import Reason
+from edge_contract.errors import Reason, StorageFault
 from tests.support.models import BundleOnDisk, Fault, install, make_bundle
 from tests.support.waiting import wait_for
 
@@ -93,6 +93,24 @@ def test_a_form_that_is_not_wanted_or_has_no_room_is_not_made(
         assert outcome(start(good, **options)) == Step(Event.PASSED)
         folder = layout.prepared / good.digest
         assert not folder.exists() or list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("fails", ["preflight_child", "preflight_limits"])
+def test_a_killed_child_that_cannot_be_started_again_interrupts(
+    tmp_path: Path, layout: Layout, start: Start, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """The kernel ends children when memory runs out, and then there may be none for a new one either."""
+    job = start(bundle(tmp_path, layout))
+    assert job._child is not None
+
+    def no_memory(*_: object) -> None:
+        raise StorageFault(Reason.STORAGE_FAULT, "no process can be made: ENOMEM", "free memory")
+
+    monkeypatch.setattr(trials, fails, no_memory)
+    os.kill(job._child._process.pid, signal.SIGKILL)
+    step = outcome(job)
+    assert (step.event, step.reason) == (Event.INTERRUPTED, Reason.STORAGE_FAULT)
+    assert "ENOMEM" in step.detail
 
 
 def test_a_child_that_dies_after_its_verdict_has_passed(
