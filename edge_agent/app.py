@@ -89,7 +89,7 @@ class App:
             stamp_ms=now_ms,
         )
         self._clock = TrustedClock(self._layout)
-        self._operators = OperatorKeys(config_path, self._layout)
+        self._operators = OperatorKeys(config_path, self._layout, self._say_storage)
         self._updater = Updater(config_path, config, self._report, now_ms)
         self._inference = InferenceClient(self._layout.control_socket)
         self._sampler = Sampler(Sensors(self._layout.state), self._inference, now_ms)
@@ -109,6 +109,7 @@ class App:
         self._held: Message | None = None
         self._early: list[Message] = []
         self._next_look_ms = self._next_import_ms = 0
+        self._again_ms: int | None = None
         self._inbox = Inbox(self._layout)
         self._next_sample_ms = monotonic_ms() + int(config.telemetry.interval_s * 1000)
         self._stop = False
@@ -152,7 +153,8 @@ class App:
             event = self._link.inbox.get()
         self._link.store(monotonic_ms())
 
-    def _route(self, event: Any, now_ms: int) -> None:
+    def _route(self, event: Any, now_ms: int) -> bool:
+        """Whether it was dealt with; what met a fault of the disk is held and looked at again."""
         try:
             if not isinstance(event, Message):
                 self._link.handle(event, monotonic_ms())
@@ -166,6 +168,19 @@ class App:
             self._refuse(event, e, now_ms)
         except StorageFault as e:
             log.error("%s", e)
+            self._hold(event)
+            return False
+        return True
+
+    def _hold(self, event: Any) -> None:
+        """The broker has delivered it, and may not do so again before the next connection."""
+        if not isinstance(event, Message):
+            return
+        if event.topic == self._link.topics.desired:
+            self._held = event
+        elif event.topic == self._link.topics.command and len(self._early) < _EARLY_COMMANDS:
+            self._early.append(event)
+        self._again_ms = monotonic_ms() + _LOOK_EVERY_MS
 
     def _tick(self, now_ms: int) -> None:
         parts = (
@@ -187,9 +202,12 @@ class App:
             self._link.store(monotonic_ms())
 
     def _refresh_keys(self, now_ms: int) -> None:
-        if not self._operators.tick(monotonic_ms()):
+        refreshed = self._operators.tick(monotonic_ms())
+        if refreshed:
+            self._look_at_clock(now_ms)
+        if not refreshed and (self._again_ms is None or monotonic_ms() < self._again_ms):
             return
-        self._look_at_clock(now_ms)
+        self._again_ms = None
         waiting = [*([self._held] if self._held else []), *self._early]
         self._held, self._early = None, []
         for message in waiting:
@@ -203,9 +221,11 @@ class App:
         arrived = self._inbox.look()
         if arrived is None:
             return
-        self._operators.reload()
-        if arrived.desired:
-            self._route(Message(self._link.topics.desired, arrived.desired, "", b""), now_ms)
+        if not self._operators.reload():
+            return  # it lies where it is until it can be judged
+        order = Message(self._link.topics.desired, arrived.desired, "", b"")
+        if arrived.desired and not self._route(order, now_ms):
+            return
         self._updater.hurry()
         self._inbox.done(arrived)
 
@@ -326,6 +346,9 @@ class App:
 
     def _say(self, kind: str, reason: Reason, detail: str) -> None:
         self._report(wire.Event(clock_ms(), kind, reason=reason, detail=detail))
+
+    def _say_storage(self, detail: str) -> None:
+        self._say("storage", Reason.STORAGE_FAULT, detail)
 
     def _birth(self, session: int, now_ms: int) -> wire.Birth:
         return wire.Birth(1, session, self._facts, list(METRICS), now_ms)

@@ -22,14 +22,13 @@ from typing import Any
 from edge_agent import facts, files
 from edge_agent.config import Config
 from edge_agent.layout import Layout
-from edge_agent.update import documents
+from edge_agent.update import documents, operators
 from edge_agent.update.answers import Postponed
 from edge_agent.update.download import Downloader
 from edge_agent.update.floor import metadata_floor
 from edge_agent.update.gate import Gate
 from edge_agent.update.http import Client
 from edge_agent.update.obtain import Means, Obtainer, Offers, is_doubt
-from edge_agent.update.operators import FILE as OPERATORS_FILE
 from edge_agent.update.staging import Staging
 from edge_agent.update.store import Store
 from edge_agent.update.trust import Target, Trust, local_source, source
@@ -159,9 +158,7 @@ class _Fetch:
         )
         trust.refresh()
         data = documents.operators(trust, self._read_operators)
-        cache = self._layout.trust / OPERATORS_FILE
-        if files.read(cache) != data:
-            files.write(cache, data)
+        operators.keep(self._layout.trust / operators.FILE, data)
         return trust
 
     def _resolve(self, name: str, version: str, digest: str) -> tuple[manifest.Manifest, Offers]:
@@ -199,7 +196,7 @@ class _Fetch:
 
     def _read_operators(self, target: Target) -> bytes:
         """Only when they have changed: they are looked at every hour."""
-        known = files.read(self._layout.trust / OPERATORS_FILE)
+        known = operators.cached(self._layout.trust / operators.FILE)
         if known is not None and canonical.sha256_hex(known) == target.sha256:
             return known
         return self._read_once(target)

@@ -18,11 +18,10 @@ from typing import Any
 from edge_agent import facts, files
 from edge_agent.config import Config
 from edge_agent.layout import Layout
-from edge_agent.update import documents, extract
+from edge_agent.update import documents, extract, operators
 from edge_agent.update.extract import Extract
 from edge_agent.update.floor import metadata_floor
 from edge_agent.update.inbox import Inbox
-from edge_agent.update.operators import FILE as OPERATORS_FILE
 from edge_agent.update.part import Part
 from edge_agent.update.progress_bar import Show
 from edge_agent.update.staging import Staging
@@ -135,7 +134,7 @@ class _Import:
             )
             trust.refresh()
             data = documents.operators(trust, self._document)
-            files.write(self._layout.trust / OPERATORS_FILE, data)
+            operators.keep(self._layout.trust / operators.FILE, data)
             found = [self._version(trust, name, version) for name, version in wanted]
         finally:
             os.close(descriptor)

@@ -6,13 +6,14 @@ The cache is this device's own file, written only after the metadata that names 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from edge_agent import files
 from edge_agent.layout import Layout
 from edge_agent.update.children import Child
 from edge_contract import wire
-from edge_contract.errors import EdgewardError, Reason
+from edge_contract.errors import EdgewardError, Reason, StorageFault
 
 log = logging.getLogger("edge_agent.trust")
 
@@ -26,7 +27,11 @@ _TIMEOUT_S = 120.0
 class OperatorKeys:
     """Owned by the control loop's thread. Times are monotonic milliseconds."""
 
-    def __init__(self, config_path: Path, layout: Layout) -> None:
+    def __init__(
+        self, config_path: Path, layout: Layout, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """`tell` hears once why the disk does not give the cache; that keeps nothing else from working."""
+        self._tell = tell
         self._path = layout.trust / FILE
         self._config_path = config_path
         self._child: Child | None = None
@@ -38,8 +43,11 @@ class OperatorKeys:
         self.asked = False  # whether the registry has been asked since this process started
         self.problem = "the registry has not been reached yet"
         self.reason = Reason.OK
-        self._stamp = files.stamp(self._path)
-        self.keys = self._read()
+        self._stamp: tuple[int, int, int] | None = None
+        self._fault = ""
+        self.keys: wire.Operators | None = None
+        self.reload()
+        self._news = False
 
     def ask(self, now_ms: int) -> None:
         """A message was signed by an unknown key: look again soon, but not at a stranger's pace.
@@ -81,13 +89,24 @@ class OperatorKeys:
     def _after_failure_ms(self) -> int:
         return min(_AFTER_FAILURES_MS, _AFTER_FAILURE_MS << min(self._failures, 16))
 
-    def reload(self) -> None:
-        """Take what a child has cached, this one's or a fetch."""
+    def reload(self) -> bool:
+        """Take what a child has cached, this one's or a fetch.
+
+        Returns False while the disk does not give it: what was known stays, and the next call asks again.
+        """
         stamp = files.stamp(self._path)
-        if stamp != self._stamp:
-            before, self._stamp = self.keys, stamp
-            self.keys = self._read()
-            self._news |= self.keys != before
+        if stamp == self._stamp:
+            return True
+        try:
+            found = self._read()
+        except StorageFault as e:
+            if self._fault != str(e):
+                self._fault = str(e)
+                self._tell(f"the operators' keys cannot be read: {e}")
+            return False
+        self._news |= found != self.keys
+        self.keys, self._stamp, self._fault = found, stamp, ""  # only now: a fault must not hide new keys
+        return True
 
     def stop(self) -> None:
         """End the child."""
@@ -103,3 +122,22 @@ class OperatorKeys:
         except EdgewardError as e:
             self.problem = str(e)
             return None
+
+
+def cached(path: Path) -> bytes | None:
+    """What lies there, or None when it must be written anew; for children, under the lock of trust.
+
+    A filesystem check may leave a folder in its place, or a file that cannot be read any more.
+    """
+    if path.is_dir() and not path.is_symlink():
+        files.remove_tree(path)
+    try:
+        return files.read(path)
+    except StorageFault:
+        return None
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Make `data` the cache, if it is not yet. Raises StorageFault."""
+    if cached(path) != data:
+        files.write(path, data)

@@ -210,6 +210,17 @@ def test_a_command_before_the_first_keys_is_held_and_then_answered(post: Post) -
     assert wire.decode(answer.payload, wire.Result).id == "early"
 
 
+def test_a_folder_in_the_place_of_the_operators_keys_keeps_nothing_from_starting(post: Post) -> None:
+    """As a filesystem check may leave it. The keys are fetched again."""
+    (post.device.layout.trust / "operators.json" / "lost").mkdir(parents=True)
+    post.device.start("run")
+    post.operator.wait_online()
+    answer = post.operator.wait(lambda: post.operator.command("status").ok, "the answer")
+    assert answer
+    details = [e.detail for e in post.operator.events("storage")]
+    assert any("operators' keys cannot be read" in detail for detail in details), details
+
+
 def test_an_operator_who_was_removed_is_obeyed_no_longer(post: Post) -> None:
     operator, repository = post.operator, post.repository
     post.device.start("run")

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent import files
 from edge_agent.config import Config
 from edge_agent.layout import Layout
 from edge_agent.update import operators
 from edge_agent.update.children import Ended
 from edge_agent.update.operators import OperatorKeys
 from edge_contract import canonical, wire
-from edge_contract.errors import Reason, TransferFailed
+from edge_contract.errors import Reason, StorageFault, TransferFailed
 
 SECOND_MS = 1000
 START = 90_000
@@ -147,3 +148,53 @@ def test_a_damaged_cache_is_no_key(layout: Layout, children: Children, damage: b
     assert keys.keys is None
     run(keys, START, 5)
     assert known(keys) == ["a"]
+
+
+def test_a_cache_that_cannot_be_read_keeps_what_is_known_and_is_read_again(
+    layout: Layout, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One fault, just after the file was replaced, must not leave a revoked key in force."""
+    write(children.path, "a")
+    told: list[str] = []
+    keys = OperatorKeys(Path("agent.toml"), layout, told.append)
+    write(children.path, "c")
+
+    def out_of_order(path: Path) -> bytes:
+        raise StorageFault(Reason.STORAGE_FAULT, f"{path}: Input/output error", "check the disk")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(files, "read", out_of_order)
+        assert [keys.reload(), keys.reload()] == [False, False]
+        assert known(keys) == ["a"]
+    assert keys.reload()
+    assert known(keys) == ["c"]
+    assert len(told) == 1
+    assert "Input/output error" in told[0]
+
+
+def test_a_folder_in_the_place_of_the_cache_is_no_key_and_gives_way(
+    layout: Layout, children: Children
+) -> None:
+    (children.path / "within").mkdir(parents=True)
+    told: list[str] = []
+    keys = OperatorKeys(Path("agent.toml"), layout, told.append)
+    assert (keys.keys, len(told)) == (None, 1)
+    written = canonical.to_bytes(wire.Operators(1, 1, [wire.OperatorKey("b" * 64, "tests")]))
+    operators.keep(children.path, written)
+    assert keys.reload()
+    assert known(keys) == ["b"]
+
+
+def test_a_cache_that_a_child_cannot_read_is_written_anew(
+    layout: Layout, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(children.path, "a")
+
+    def out_of_order(path: Path) -> bytes:
+        raise StorageFault(Reason.STORAGE_FAULT, f"{path}: Input/output error", "check the disk")
+
+    before = files.stamp(children.path)
+    with monkeypatch.context() as disk:
+        disk.setattr(files, "read", out_of_order)
+        operators.keep(children.path, children.path.read_bytes())
+    assert files.stamp(children.path) != before
