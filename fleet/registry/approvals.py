@@ -25,6 +25,7 @@ from fleet.registry import files, shelves
 
 TYPE = "application/vnd.edgeward.approval+json"
 FIELD = "x-edgeward-approvals"
+MOST_KEYS = 16
 _MANIFEST = "manifest.json"
 _LIMIT_BYTES = 64 << 10
 
@@ -33,7 +34,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many approvals a version needs, and whose count."""
 
     needed: Annotated[int, Meta(ge=0)] = 0
-    keys: Annotated[list[wire.OperatorKey], Meta(max_length=16)] = []
+    # Unlimited when read: a list that is too long has to be read to be shortened.
+    keys: list[wire.OperatorKey] = []
 
     def trusted(self) -> Mapping[str, tuple[str, bytes]]:
         """Key id → label and raw public key."""
@@ -84,19 +86,31 @@ def policy_for(top: Targets, role: str | None) -> Policy:
 
 
 def set_policy(top: Targets, role: str | None, policy: Policy) -> None:
-    """Demand approvals for a team's versions, or for all that have no policy of their own."""
-    if policy.needed > len(policy.keys):
+    """Demand approvals for a team's versions, or for all that have no policy of their own.
+
+    Raises InputRejected for more approvals than there are distinct keys, and for too many keys.
+    """
+    distinct = len(policy.trusted())
+    if policy.needed > distinct:
         raise InputRejected(
             Reason.BAD_INPUT,
-            f"{policy.needed} approvals would be needed, and there are {len(policy.keys)} approvers",
+            f"{policy.needed} approvals would be needed, and the approvers have {distinct} different keys",
             "add approvers with --add LABEL=FILE, or set --needed to at most their number",
+        )
+    if len(policy.keys) > MOST_KEYS:
+        raise InputRejected(
+            Reason.BAD_INPUT,
+            f"there would be {len(policy.keys)} approvers, and {MOST_KEYS} is the most",
+            "take off those who left with --remove LABEL, in the same command or before",
         )
     fields = top.unrecognized_fields
     if role is not None:
         if top.delegations is None or not top.delegations.roles:
             raise RuntimeError("no delegations")
         fields = top.delegations.roles[role].unrecognized_fields
-    fields[FIELD] = msgspec.to_builtins(policy)
+    plain = msgspec.to_builtins(policy)
+    msgspec.convert(plain, Policy)
+    fields[FIELD] = plain
 
 
 def stage(pending: Path, manifest: Manifest, data: bytes) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from edge_contract import canonical, encodings
 from edge_contract.encodings import EncodedBlob, Encoding, Encodings
-from edge_contract.errors import BundleRejected, InputRejected, Reason
+from edge_contract.errors import InputRejected, Reason
 from edge_contract.manifest import File, Manifest
 from fleet.registry import files
 from fleet.registry.encode import candidates
@@ -146,21 +146,9 @@ def _known(repo: Repository, target: str) -> Mapping[str, list[Encoding]]:
     signed = repo.draft.targets.get(target)
     if signed is None:
         return {}
-    document = encodings.from_bytes(_read(repo, signed.sha256, "the list of encodings"))
+    document = encodings.from_bytes(repo.blob(signed, "the list of encodings"))
     return {blob.sha256: blob.encodings for blob in document.blobs}
 
 
 def _blob(repo: Repository, file: File) -> bytes:
-    return _read(repo, file.sha256, file.name)
-
-
-def _read(repo: Repository, sha256: str, name: str) -> bytes:
-    path = repo.path(sha256)
-    data = path.read_bytes() if path.is_file() else b""
-    if canonical.sha256_hex(data) != sha256:
-        raise BundleRejected(
-            Reason.DIGEST_MISMATCH,
-            f"{path}: the content of {name} is missing or damaged",
-            "restore the file from a copy of the registry",
-        )
-    return data
+    return repo.blob(Target(file.size_bytes, file.sha256), f"the content of {file.name}")

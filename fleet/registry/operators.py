@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import Key  # type: ignore[attr-defined]
 
@@ -17,18 +19,25 @@ from fleet.registry.rotation import OPERATOR, Change, Changed
 from fleet.registry.trust import Target
 
 
-def read(repo: Repository) -> wire.Operators:
+class Listed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The list as it is signed, without devices' limits: one that they refuse is read to be repaired."""
+
+    schema: Literal[1]
+    threshold: int
+    keys: list[wire.OperatorKey]
+
+
+def read(repo: Repository) -> Listed:
     """The operators as the signed metadata has them. Raises BundleRejected."""
-    target = repo.draft.targets[wire.OPERATORS_TARGET]
-    path = repo.path(target.sha256)
-    data = path.read_bytes() if path.is_file() else b""
-    if Target(len(data), canonical.sha256_hex(data)) != target:
+    data = repo.blob(repo.draft.targets[wire.OPERATORS_TARGET], "the list of operators")
+    try:
+        return canonical.from_bytes(data, Listed)
+    except canonical.DecodeFault as e:
         raise BundleRejected(
-            Reason.DIGEST_MISMATCH,
-            f"{path}: the list of operators is missing or damaged",
-            "restore the file from a copy of the registry",
-        )
-    return canonical.from_bytes(data, wire.Operators)
+            Reason.TRUST_FAILED,
+            f"{wire.OPERATORS_TARGET}: {e.problem} at {e.path}",
+            "use the version of edgeward that signed it, or restore the registry from a copy",
+        ) from e
 
 
 def key_id(key: wire.OperatorKey) -> str:
@@ -55,10 +64,10 @@ def change(repo: Repository, keyring: Keys, wanted: Change, new_password: Callab
     new = [*(raw_hex(signers.public_of(key)) for key in private), *map(raw_hex, wanted.publics)]
     labels = _labels(wanted.label, [by_id[keyid].label for keyid in dropped], len(new))
     named = [wire.OperatorKey(public, label) for public, label in zip(new, labels, strict=True)]
-    kept = [key for keyid, key in by_id.items() if keyid not in dropped]
+    fresh = {key.public_hex for key in named}
+    kept = [key for keyid, key in by_id.items() if keyid not in dropped and key.public_hex not in fresh]
     threshold = wanted.threshold or before.threshold
-    rotation.check_threshold(OPERATOR, threshold, len({key.public_hex for key in [*kept, *named]}))
-    after = canonical.to_bytes(wire.Operators(schema=1, threshold=threshold, keys=[*kept, *named]))
+    after = _encoded(threshold, [*kept, *named])
     retiring = _retiring(keyring, dropped)
     target = Target(len(after), canonical.sha256_hex(after))
     repo.draft.add(wire.OPERATORS_TARGET, target)
@@ -70,6 +79,22 @@ def change(repo: Repository, keyring: Keys, wanted: Change, new_password: Callab
     list(repository.publish(repo, ready))
     retired = [keys.retire(path, keyid) for path, keyid in retiring]
     return Changed([key_id(key) for key in named], dropped, written, retired, threshold)
+
+
+def _encoded(threshold: int, named: Sequence[wire.OperatorKey]) -> bytes:
+    """The list as devices read it. Raises InputRejected when they would not."""
+    distinct = list({key.public_hex: key for key in named}.values())
+    rotation.check_threshold(OPERATOR, threshold, len(distinct))
+    data = canonical.to_bytes(Listed(1, threshold, distinct))
+    try:
+        canonical.from_bytes(data, wire.Operators)
+    except canonical.DecodeFault as e:
+        raise InputRejected(
+            Reason.BAD_INPUT,
+            f"devices would refuse these {len(distinct)} operators: {e.problem} at {e.path}",
+            "name fewer: `keys remove` takes several ids at once, those of people who left",
+        ) from e
+    return data
 
 
 def _labels(label: str, before: Sequence[str], count: int) -> list[str]:
@@ -90,7 +115,7 @@ def raw_hex(key: Key) -> str:
 
 
 def _retiring(keyring: Keys, dropped: Sequence[str]) -> list[tuple[Path, str]]:
-    if not dropped:
+    if not dropped or not keyring.files(OPERATOR):
         return []
     found = keyring.opened(OPERATOR)
     ids = [(path, dsse.key_id(key.public_key().public_bytes_raw())) for path, key in found]

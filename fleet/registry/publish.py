@@ -116,15 +116,7 @@ def published(repo: Repository, model: str) -> list[Published]:
 
 def read_manifest(repo: Repository, name: str, target: Target) -> Published:
     """A published version, read from the registry's folder and checked. Raises BundleRejected."""
-    path = repo.path(target.sha256)
-    data = path.read_bytes() if path.is_file() else b""
-    if Target(len(data), canonical.sha256_hex(data)) != target:
-        raise BundleRejected(
-            Reason.DIGEST_MISMATCH,
-            f"{path}: the manifest of {name} is missing or damaged",
-            "restore the file from a copy of the registry",
-        )
-    return decode_manifest(data, target)
+    return decode_manifest(repo.blob(target, f"the manifest of {name}"), target)
 
 
 def find(published: Sequence[Published], name: str, version: str) -> Published:

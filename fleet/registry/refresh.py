@@ -27,13 +27,16 @@ def refresh(
 ) -> Refreshed:
     """Sign snapshot and timestamp anew, and before them the roles in `also`.
 
-    With `within`, only those that expire within that time; then the other roles are looked at, too.
+    With `within`, only those that expire within that time; then the other roles are looked at, too. Other
+    periods than those that the root has make it due.
     Raises InputRejected.
     """
     draft, now = repo.draft, repo.now()
     also = [_known(repo, role) for role in also]
     expiries = {role: expires for role, (_, expires) in draft.expiries().items()}
     due = {role for role, expires in expiries.items() if within is None or expires <= now + within}
+    if periods != draft.periods:
+        due.add("root")
     wanted = due & {*ONLINE, *also}
     signed = []
     root = keyring.signers("root", draft.authority("root")) if "root" in wanted else []

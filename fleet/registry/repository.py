@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import Signer  # type: ignore[attr-defined]
 
 from edge_contract import canonical, wire
-from edge_contract.errors import InputRejected, Reason
+from edge_contract.errors import BundleRejected, InputRejected, Reason
 from edge_contract.manifest import blob_path
 from fleet.registry import draft, files, keys, signers, signing, trust
 
@@ -41,6 +41,18 @@ class Repository:
     def path(self, sha256: str) -> Path:
         """Where a blob lies."""
         return self.folder / blob_path(sha256)
+
+    def blob(self, target: trust.Target, what: str) -> bytes:
+        """A blob's bytes, checked; `what` it is, is said when they are not. Raises BundleRejected."""
+        path = self.path(target.sha256)
+        data = path.read_bytes() if path.is_file() else b""
+        if trust.Target(len(data), canonical.sha256_hex(data)) != target:
+            raise BundleRejected(
+                Reason.DIGEST_MISMATCH,
+                f"{path}: {what} is missing or damaged",
+                "restore the file from a copy of the registry",
+            )
+        return data
 
     @property
     def pending(self) -> Path:

@@ -10,6 +10,8 @@ import pytest
 from click.testing import Result
 
 from edge_contract.manifest import target_name
+from fleet.registry import approvals, repository
+from fleet.registry.keys import Keys
 from tests.support.ngclient import Client
 from tests.unit.fleet import samples
 
@@ -158,6 +160,31 @@ def test_the_policy(staged: Path, tmp_path: Path, people: Path, run: Run, refuse
     (tmp_path / "keys" / "targets.pem").rename(tmp_path / "targets-offline.pem")
     refused("registry", "approvers", staged, "--needed", "0", code=2, reason="bad_input")
     refused("registry", "approvers", staged, "--team", "vision", "--needed", "0", code=2, reason="bad_input")
+
+
+def test_approvals_are_counted_by_key(staged: Path, people: Path, refused: Refused) -> None:
+    public = people / "mallory.pub"
+    twice = ("--add", f"a={public}", "--add", f"b={public}", "--needed", "5")
+    line = refused("registry", "approvers", staged, *twice, code=2, reason="bad_input")
+    assert "4 different keys" in line
+
+
+def test_no_more_approvers_than_there_may_be(
+    staged: Path, tmp_path: Path, people: Path, run: Run, refused: Refused
+) -> None:
+    crowd = [x for n in range(14) for x in ("--add", f"n{n}={people / 'mallory.pub'}")]
+    line = refused("registry", "approvers", staged, *crowd, code=2, reason="bad_input")
+    assert "17 approvers" in line
+    # A list that is too long already, as a version without this limit has signed it, can be shortened.
+    keys = Keys(tmp_path / "keys", samples.PASSWORD.encode)
+    with repository.opened(staged, keys.pinned_root()) as repo:
+        field = repo.draft.tree.top.unrecognized_fields[approvals.FIELD]
+        field["keys"] += [{"public_hex": f"{n:064x}", "label": f"n{n}"} for n in range(14)]
+        repo.draft.change({"targets"})
+        list(repository.sign(repo, keys))
+    run("registry", "list", staged)
+    run("registry", "approvers", staged, "--remove", "n3")
+    assert len(samples.json_of(run("registry", "approvers", staged, "--json"))["approvers"]) == 16
 
 
 def test_an_approver_who_left_does_not_count(staged: Path, people: Path, device: Client, run: Run) -> None:

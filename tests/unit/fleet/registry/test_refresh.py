@@ -123,3 +123,12 @@ def test_a_registry_of_a_year_ago_comes_back(
 def test_a_role_that_there_is_not(made: RegistryFolder, refused: Refused) -> None:
     for role in ("barber", "snapshot", "team-vision"):
         refused("registry", "refresh", made.folder, "--also", role, code=2, reason="bad_input")
+
+
+def test_other_periods_make_the_root_due(made: RegistryFolder, run: Run) -> None:
+    change = ("--also", "root", "--expires-days-timestamp", "1", "--if-expiring-within", "1")
+    assert refresh(run, made, *change)["signed"] == ["root"]
+    assert refresh(run, made, *change)["signed"] == []
+    refresh(run, made)
+    timestamp = json.loads((made.folder / "metadata" / "timestamp.json").read_bytes())["signed"]
+    assert datetime.fromisoformat(timestamp["expires"]) < days(1.1)

@@ -11,9 +11,11 @@ import pytest
 from click.testing import Result
 from tuf.api.metadata import Metadata, Root
 
-from edge_contract import wire
+from edge_contract import canonical, wire
 from edge_contract.manifest import target_name
+from fleet.registry import files, repository
 from fleet.registry.reader import Reader
+from fleet.registry.trust import Target
 from tests.support.ngclient import Client
 from tests.support.registry_folder import RegistryFolder
 from tests.unit.fleet import samples
@@ -228,6 +230,59 @@ def test_operators(three: Path, tmp_path: Path, run: Run, refused: Refused) -> N
     assert len(named().keys) == 1
     line = refused("registry", "keys", "add", three, "operator", "--uri", "hsm:1", code=2, reason="bad_input")
     assert "has to be a file" in line
+
+
+def test_no_more_operators_than_devices_take(registry: Path, run: Run, refused: Refused) -> None:
+    run("registry", "keys", "add", registry, "operator", "--count", "15")
+    before = sorted(p.name for p in (registry.parent / "keys").iterdir())
+    line = refused("registry", "keys", "add", registry, "operator", code=2, reason="bad_input")
+    assert "17 operators" in line
+    assert sorted(p.name for p in (registry.parent / "keys").iterdir()) == before
+    assert len(samples.reader(registry).operators().keys) == 16
+
+
+def test_the_same_operator_twice_is_one(three: Path, tmp_path: Path, run: Run, refused: Refused) -> None:
+    run("registry", "keys", "new", "alice", "--keys", tmp_path / "alice")
+    add = ("registry", "keys", "add", three, "operator", "--public", tmp_path / "alice" / "alice.pub")
+    run(*add, "--label", "alice")
+    run(*add, "--label", "Alice")
+    assert [k.label for k in samples.reader(three).operators().keys] == ["operator", "Alice"]
+    refused(*add, "--threshold", "3", code=2, reason="bad_input")
+
+
+def test_a_list_of_operators_that_devices_refuse_is_repaired(
+    tmp_path: Path, run: Run, refused: Refused
+) -> None:
+    """One with 17 keys, as a version without this limit has signed it."""
+    made = RegistryFolder.create(tmp_path)
+    keys = [wire.OperatorKey(f"{n:064x}", f"number {n}") for n in range(17)]
+    data = canonical.to_bytes(
+        {"schema": 1, "threshold": 1, "keys": [{"public_hex": k.public_hex, "label": k.label} for k in keys]}
+    )
+    with made.opened() as repo:
+        target = Target(len(data), canonical.sha256_hex(data))
+        files.write(repo.path(target.sha256), data)
+        repo.draft.add(wire.OPERATORS_TARGET, target)
+        list(repository.sign(repo, made.keyring))
+    assert len(keys_of(run, made.folder, "operator")["keys"]) == 17  # type: ignore[arg-type]
+    last = keys_of(run, made.folder, "operator")["keys"][-1]["keyid"]  # type: ignore[index]
+    made.run("keys", "remove", "operator", last)
+    assert len(samples.reader(made.folder).operators().keys) == 16
+
+
+def test_a_lost_operator_key_is_replaced_without_it(three: Path, run: Run) -> None:
+    (three.parent / "keys" / "operator.pem").unlink()
+    before = samples.reader(three).operators().keys
+    run("registry", "keys", "rotate", three, "operator")
+    (after,) = samples.reader(three).operators().keys
+    assert after not in before
+    (three.parent / "keys" / "operator.pem").unlink()
+    run("registry", "keys", "new", "alice", "--keys", three.parent / "alice")
+    public = three.parent / "alice" / "alice.pub"
+    run("registry", "keys", "add", three, "operator", "--public", public, "--label", "alice")
+    lost = keys_of(run, three, "operator")["keys"][0]["keyid"]  # type: ignore[index]
+    run("registry", "keys", "remove", three, "operator", lost)
+    assert [k.label for k in samples.reader(three).operators().keys] == ["alice"]
 
 
 def test_a_reader_at_any_moment_and_a_kill_after_any_write(tmp_path: Path) -> None:
