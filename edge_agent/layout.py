@@ -15,6 +15,7 @@ state_dir/
 run_dir/
   control.sock    repository and statistics, for the control process
   inference.sock  clients
+  starts/         NAME.json: the start counter while state_dir takes nothing
   metered         while it is there, downloads are kept small ([registry] metered)
 """
 
@@ -42,6 +43,7 @@ class Layout:
         self.journal = self.state / "journal"
         self.records = self.state / "verified"
         self.starts = self.state / "starts"
+        self.spare_starts = self.run / "starts"
         self.desired = self.state / "desired.json"
         self.rejected = self.state / "rejected.json"
         self.session = self.state / "session.json"

@@ -60,7 +60,7 @@ class ModelSet:
         self._config = config
         self._slots: dict[str, _Slot] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._starts = Starts(layout.starts)
+        self._starts = Starts(layout.starts, layout.spare_starts)
         self._loader = concurrent.futures.ThreadPoolExecutor(1, "loader")
         self._loading = False
         self.started = False

@@ -12,8 +12,17 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def forget_peak() -> bool:
+    """Let the peak begin anew at what is resident now; False where the kernel does not do that."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
 def peak_resident_bytes() -> int:
-    """The most it has been since the program started.
+    """The most it has been since the program started, or since `forget_peak`.
 
     Not getrusage's: that one is inherited through exec, so a child of a large parent reports the parent's.
     """

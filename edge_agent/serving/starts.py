@@ -31,12 +31,13 @@ class _Counts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Starts:
     """Counts of all models, one file each.
 
-    A disk that cannot be written must not keep models from being served: then nothing is counted, and
-    the log says so.
+    A disk that cannot be written must not keep models from being served, nor a version from being counted:
+    then the counts are kept in `spare`, in memory, and that file goes before the one on disk. Where neither
+    takes it nothing is counted, and the log says so.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, spare: Path) -> None:
+        self._folder, self._spare = folder, spare
 
     def failed(self, name: str, digest: str) -> int:
         """How many starts with this version have not survived since it last loaded."""
@@ -59,23 +60,33 @@ class Starts:
         counts[digest] = counts.get(digest, 0) - 1
         self._write(name, {d: n for d, n in counts.items() if n > 0})
 
-    def _file(self, name: str) -> Path:
-        return self._folder / f"{name}.json"
-
     def _read(self, name: str) -> dict[str, int]:
-        try:
-            data = files.read(self._file(name))
-            return dict(canonical.from_bytes(data, _Counts).failed) if data is not None else {}
-        except (StorageFault, canonical.DecodeFault) as e:
-            _log.error("start counter of %s cannot be read and counts from zero: %s", name, e)
-            return {}
+        for folder in (self._spare, self._folder):
+            try:
+                data = files.read(folder / f"{name}.json")
+                if data is not None:
+                    return dict(canonical.from_bytes(data, _Counts).failed)
+            except (StorageFault, canonical.DecodeFault) as e:
+                _log.error("start counter of %s cannot be read and counts from zero: %s", name, e)
+        return {}
 
     def _write(self, name: str, counts: dict[str, int]) -> None:
+        file = f"{name}.json"
         try:
             files.make_folder(self._folder)
             if counts:
-                files.write(self._file(name), canonical.to_bytes(_Counts(1, counts)))
+                files.write(self._folder / file, canonical.to_bytes(_Counts(1, counts)))
             else:
-                files.remove_link(self._file(name))
+                files.remove_link(self._folder / file)
+            files.remove_link(self._spare / file)
         except StorageFault as e:
             _log.error("start counter of %s cannot be written: %s", name, e)
+            self._write_spare(file, counts)
+
+    def _write_spare(self, file: str, counts: dict[str, int]) -> None:
+        """Also when there is nothing to count: the file on disk may say otherwise, and is out of date."""
+        try:
+            files.make_folder(self._spare)
+            files.write(self._spare / file, canonical.to_bytes(_Counts(1, counts)))
+        except StorageFault as e:
+            _log.error("nothing is counted: %s", e)

@@ -11,11 +11,12 @@ import queue
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 from edge_agent import verified
 from edge_agent.layout import Layout
-from edge_contract.errors import BundleRejected, EdgewardError
+from edge_contract.errors import BundleRejected, EdgewardError, Reason, StorageFault
 
 _RATE_BYTES_PER_S = 8 << 20
 _LOOK_AT_MOST_EVERY_S = 3600.0
@@ -44,36 +45,52 @@ class Recheck:
         self._first = True
         self._found: queue.SimpleQueue[Found] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._whole = True
         self._stop = threading.Event()
 
     def poll(self, digests: Iterable[str], now_ms: int) -> list[Found]:
         """What was found since the last call; begins a look at `digests` when it is time.
 
         The first look is a quick one, by records; later ones read what was not read for `recheck_s`.
+        Raises StorageFault when the last look ended before it was through; the next comes in its time.
         """
         if self._thread is not None and self._thread.is_alive():
             return []
         self._thread = None
+        if not self._whole and not self._stop.is_set():
+            self._whole = True
+            raise StorageFault(
+                Reason.STORAGE_FAULT,
+                "the look at the stored versions ended before it was through",
+                "see the log of edge-agent.service; the next look comes in its time",
+            )
         found = []
         while not self._found.empty():
             found.append(self._found.get())
         if time.monotonic() >= self._next_s:
             todo, quick = sorted(set(digests)), self._first
             self._first, self._next_s = False, time.monotonic() + min(self._recheck_s, _LOOK_AT_MOST_EVERY_S)
-            self._thread = threading.Thread(target=self._look, args=(todo, quick, now_ms), daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(todo, quick, now_ms), daemon=True)
+            self._whole = False
             try:
                 self._thread.start()
             except RuntimeError:  # Python's word for "too many tasks": another time
-                self._thread = None
+                self._thread, self._whole = None, True
         return found
 
     def stop(self) -> None:
         """End the look, soon."""
         self._stop.set()
 
+    def _run(self, digests: list[str], quick: bool, now_ms: int) -> None:
+        """The thread. What nobody foresaw goes to the log and ends this look, and `poll` tells of it."""
+        with suppress(OSError):  # a seccomp filter may refuse it; then the low rate has to do
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICEST)  # of this thread alone
+        self._look(digests, quick, now_ms)
+        self._whole = True
+
     def _look(self, digests: list[str], quick: bool, now_ms: int) -> None:
         begun_s = time.monotonic()
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICEST)  # of this thread alone
         for digest in digests:
             if self._stop.is_set():
                 return

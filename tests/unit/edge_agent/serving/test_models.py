@@ -212,7 +212,9 @@ def test_a_model_that_does_not_load_is_named_and_the_others_serve(tmp_path: Path
         assert refusal.value.reason is Reason.MODEL_NOT_READY
         assert models.find("tiny", None)
         assert not models.ready()
-        assert Starts(layout.starts).failed("broken", broken.digest) == 0  # the process survived it
+        assert (
+            Starts(layout.starts, layout.spare_starts).failed("broken", broken.digest) == 0
+        )  # the process survived it
 
     run(layout, check)
 
@@ -240,13 +242,13 @@ def test_a_version_with_too_many_failed_starts_is_passed_over(
     install(before, layout, "previous")
     install(current, layout, "current")
     for _ in range(failed):
-        Starts(layout.starts).begin("tiny", current.digest)
+        Starts(layout.starts, layout.spare_starts).begin("tiny", current.digest)
 
     async def check(models: ModelSet) -> None:
         entry = models.index()[0]
         assert (entry["state"], entry["version"]) == ("READY", serves)
         assert entry["reason"] == ("failed_starts" if serves == "1" else "")
-        left = Starts(layout.starts).failed("tiny", current.digest)
+        left = Starts(layout.starts, layout.spare_starts).failed("tiny", current.digest)
         assert left == (failed if serves == "1" else 0)
 
     run(layout, check, max_failed_starts=3)
@@ -256,14 +258,14 @@ def test_when_both_versions_failed_to_start_neither_is_tried(tmp_path: Path, lay
     for version, link in (("1", "previous"), ("2", "current")):
         bundle = make_bundle(tmp_path, version=version)
         install(bundle, layout, link)  # type: ignore[arg-type]
-        Starts(layout.starts).begin("tiny", bundle.digest)
+        Starts(layout.starts, layout.spare_starts).begin("tiny", bundle.digest)
 
     async def check(models: ModelSet) -> None:
         entry = models.index()[0]
         assert (entry["state"], entry["reason"]) == ("UNAVAILABLE", "failed_starts")
         # An operator who loads it by hand and sees it live has settled the matter.
         await models.load("tiny", bundle.digest)
-        assert Starts(layout.starts).failed("tiny", bundle.digest) == 0
+        assert Starts(layout.starts, layout.spare_starts).failed("tiny", bundle.digest) == 0
 
     run(layout, check, max_failed_starts=1)
 
@@ -276,9 +278,9 @@ def test_a_start_that_is_cancelled_is_not_counted(tmp_path: Path, layout: Layout
         task = asyncio.create_task(models.start())
         while not models.busy:
             await asyncio.sleep(0.001)
-        assert Starts(layout.starts).failed("tiny", bundle.digest) == 1
+        assert Starts(layout.starts, layout.spare_starts).failed("tiny", bundle.digest) == 1
         task.cancel()
         await asyncio.wait((task,))
-        assert Starts(layout.starts).failed("tiny", bundle.digest) == 0
+        assert Starts(layout.starts, layout.spare_starts).failed("tiny", bundle.digest) == 0
 
     run(layout, check, started=False)

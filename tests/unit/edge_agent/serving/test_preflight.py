@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 
 from edge_agent.config import Config
 from edge_agent.layout import MANIFEST, Layout
-from edge_agent.serving import preflight
+from edge_agent.serving import preflight, rusage
 from edge_contract.canonical import sha256_hex
 from edge_contract.errors import DeviceUnfit, InputRejected, Reason
 from edge_contract.manifest import Expected, to_bytes
@@ -125,12 +126,32 @@ def test_memory_over_the_expectation(tmp_path: Path, layout: Layout) -> None:
     assert preflight.memory_limit_bytes(expected, 500 << 20, 2.0) == 564 << 20
 
 
+@pytest.mark.parametrize("resets", [True, False])
+def test_what_the_process_took_before_is_not_the_candidates(
+    tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch, resets: bool
+) -> None:
+    """Also where the kernel does not let the peak begin anew."""
+    if not resets:
+        monkeypatch.setattr(rusage, "forget_peak", lambda: False)
+    folder = install(make_bundle(tmp_path), layout)
+    assert len(b"x" * (256 << 20)) == 256 << 20  # gone at once; the peak stays
+    assert preflight.run(folder, preflight.Terms(memory_factor=0.01)).ok
+
+
 def test_a_candidate_beyond_its_memory_limit_is_a_verdict(
     tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = install(make_bundle(tmp_path), layout)
-    monkeypatch.setattr(preflight, "FLOOR_BYTES", 0)
-    found = preflight.run(folder, preflight.Terms(memory_factor=0.01))
+    taken: list[bytes] = []
+    real = preflight.open_package
+
+    def greedy(*arguments: Any) -> Any:
+        taken.append(b"x" * (128 << 20))
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight, "open_package", greedy)
+        found = preflight.run(folder, preflight.Terms(memory_factor=0.01))
     assert (found.ok, found.reason) == (False, Reason.MEMORY_EXCEEDED)
     assert "that its manifest expects" in found.what
 

@@ -157,6 +157,11 @@ def test_a_form_that_answers_otherwise_is_not_kept(
     assert served_form(layout, bundle) == "original"
 
 
+@pytest.mark.parametrize(("original_ms", "form_ms", "slower"), [(0.014, 0.026, False), (1.0, 1.6, True)])
+def test_a_slower_form_is_told_from_noise(original_ms: float, form_ms: float, slower: bool) -> None:
+    assert bool(adapt._slower(original_ms, form_ms)) is slower
+
+
 def _copy(source: Path, folder: Path) -> Path:
     target = folder / "model.onnx"
     target.write_bytes(source.read_bytes())

@@ -13,6 +13,7 @@ from edge_agent.config import Config
 from edge_agent.layout import Layout
 from edge_agent.update import recheck
 from edge_agent.update.recheck import Found, Recheck
+from edge_contract.errors import StorageFault
 from tests.support.models import install, make_bundle
 from tests.support.waiting import wait_for
 
@@ -108,6 +109,37 @@ def test_a_disk_that_does_not_answer_is_told_apart(
         patch.setattr(os, "read", refuse)
         (found,) = look(looker, digest, 1000)
     assert (found.damaged, "Input/output error" in found.detail) == (False, True)
+
+
+def test_a_refused_priority_keeps_nobody_from_looking(
+    layout: Layout, looker: Recheck, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filter of the shipped unit refuses it."""
+
+    def refuse(which: int, who: int, priority: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    (layout.version(digest) / "model.onnx").unlink()
+    (found,) = look(looker, digest, 2000)
+    assert found.damaged
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_look_that_dies_is_told_once_and_the_next_one_comes(
+    layout: Layout, looker: Recheck, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verified, "check", die)
+        with pytest.raises(StorageFault, match="before it was through"):
+            look(looker, digest, 2000)
+    looker._next_s = 0.0
+    (layout.version(digest) / "model.onnx").unlink()
+    (found,) = look(looker, digest, 10**10)
+    assert found.damaged
 
 
 def test_it_takes_its_time_and_is_stopped_at_once(
