@@ -77,7 +77,8 @@ def open_envelope(data: bytes, payload_type: str, trusted: Mapping[str, bytes], 
         raise MessageRejected(
             Reason.UNSIGNED,
             "no signature by a trusted operator key",
-            "sign with a key that the registry names as operator (edge-fleet registry init makes one)",
+            "sign with a key that the registry names: "
+            "`edge-fleet registry keys list --check` says which file counts",
         )
     valid = {s.keyid for s in known if _verifies(trusted[s.keyid], s, message)}
     if len(valid) < threshold:

@@ -34,6 +34,7 @@ class Issued(NamedTuple):
     certificate: Path
     key: Path
     until: datetime
+    hosts: Sequence[str] = ()
 
 
 def init(folder: Path, password: bytes, *, days: float) -> Issued:
@@ -64,10 +65,12 @@ def issue(
 ) -> Issued:
     """A certificate for a client called `name`, or, with `hosts`, for a broker reached under these.
 
-    Issuing again replaces the files. Raises InputRejected when the CA cannot be used.
+    Issuing again replaces the files; without `hosts` it is for those that it was for before. Raises
+    InputRejected when the CA, or what is to be replaced, cannot be used.
     """
     if name == _CA:
         raise InputRejected(Reason.BAD_INPUT, f"{name!r} is the CA itself", "choose another name")
+    hosts = hosts or _hosts_before((out or folder) / f"{name}.pem")
     ca, ca_key = _load(folder, password)
     key = ec.generate_private_key(ec.SECP256R1())
     builder = (
@@ -84,7 +87,7 @@ def issue(
         names = x509.SubjectAlternativeName([_alternative(host) for host in hosts])
         builder = builder.add_extension(names, critical=False)
     certificate = builder.sign(ca_key, hashes.SHA256())
-    return _write(out or folder, name, certificate, key, b"")
+    return _write(out or folder, name, certificate, key, b"")._replace(hosts=hosts)
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: PrivateKey, days: float) -> x509.CertificateBuilder:
@@ -124,6 +127,25 @@ def _alternative(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
+
+
+def _hosts_before(path: Path) -> list[str]:
+    """What the certificate that is to be replaced was for; empty when there is none, or it is a client's."""
+    try:
+        before = x509.load_pem_x509_certificate(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as e:
+        raise InputRejected(
+            Reason.BAD_INPUT,
+            f"{path} is there and is no certificate to renew: {e}",
+            "move it away, or name another folder with --out",
+        ) from e
+    try:
+        names = before.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [str(name.value) for name in names]
 
 
 def _load(folder: Path, password: Callable[[], bytes]) -> tuple[x509.Certificate, PrivateKey]:

@@ -77,8 +77,8 @@ def issue(
 ) -> None:
     """Make a certificate and its key.
 
-    NAME is a device's id, an operator, or with --host a broker. The same name again renews it: copy both
-    files to the device, which takes them without a restart.
+    NAME is a device's id, an operator, or with --host a broker. The same name again renews it, for the same
+    hosts if no others are given: copy both files to the device, which takes them without a restart.
     """
     from fleet.certificates import issue as make
     from fleet.registry.password import Password
@@ -90,6 +90,14 @@ def issue(
 def _print(issued: Issued, as_json: bool) -> None:
     if as_json:
         until_ms = int(issued.until.timestamp() * 1000)
-        print_json({"certificate": str(issued.certificate), "key": str(issued.key), "until_ms": until_ms})
+        print_json(
+            {
+                "certificate": str(issued.certificate),
+                "key": str(issued.key),
+                "until_ms": until_ms,
+                "hosts": list(issued.hosts),
+            }
+        )
     else:
-        click.echo(f"{issued.certificate} and {issued.key}, valid until {issued.until:%Y-%m-%d}")
+        hosts = f" for a broker at {', '.join(issued.hosts)}" if issued.hosts else ""
+        click.echo(f"{issued.certificate} and {issued.key}{hosts}, valid until {issued.until:%Y-%m-%d}")

@@ -26,6 +26,7 @@ _VERIFY = {
     20: "the broker's certificate comes from a CA that is not in tls_ca",
     21: "the broker's certificate comes from a CA that is not in tls_ca",
     23: "the broker's certificate was revoked",
+    26: "the broker's certificate is not one for a server (issued without its hosts)",
     62: "the broker's certificate is for another host name",
     64: "the broker's certificate is for another address",
 }

@@ -272,6 +272,7 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
                 "registry": location,
                 "revision": catalogue.revision,
                 "expires": expires,
+                "expires_first": catalogue.first_to_expire,
                 "models": versions,
                 "expired_teams": catalogue.expired_teams,
                 "pending": [team_commands.pending_plain(found, policy) for found, policy in pending],
@@ -286,7 +287,10 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
         click.echo(f"team {team} has let its metadata expire; its models are not to be had", err=True)
     for found, policy in pending:
         click.echo(team_commands.pending_line(found, policy))
-    click.echo(f"revision {catalogue.revision}, refresh before {catalogue.expires:%Y-%m-%d %H:%M} UTC")
+    click.echo(
+        f"revision {catalogue.revision}, refresh before {catalogue.expires:%Y-%m-%d %H:%M} UTC: "
+        f"then {catalogue.first_to_expire} expires"
+    )
 
 
 @registry.command()

@@ -35,6 +35,7 @@ class Export:
 
     versions: Mapping[str, Target]
     expires: datetime
+    expires_first: str
     documents: Mapping[str, bytes]
     blobs: Mapping[str, tuple[Path, files.Content]]
 
@@ -66,7 +67,8 @@ def collect(folder: Path, root: bytes, references: Sequence[tuple[str, str]]) ->
     if operators is not None:
         documents[blob_path(operators.sha256)] = reader.catalogue.blob(blob_path(operators.sha256), operators)
     documents[CONTENTS] = canonical.to_bytes(sorted(versions))
-    return Export(versions, reader.catalogue.expires, documents, blobs)
+    catalogue = reader.catalogue
+    return Export(versions, catalogue.expires, catalogue.first_to_expire, documents, blobs)
 
 
 def desire(

@@ -93,11 +93,12 @@ def export(
                 "devices": list(devices),
                 "size_bytes": found.size_bytes,
                 "expires": found.expires.isoformat(),
+                "expires_first": found.expires_first,
             }
         )
         return
     click.echo(f"{output}: {', '.join(found.versions)}, {found.size_bytes} bytes")
-    click.echo(f"import it before {expires}: then its signed metadata expires")
+    click.echo(f"import it before {expires}: then its {found.expires_first} metadata expires")
 
 
 def _parsed(reference: str) -> tuple[str, str]:

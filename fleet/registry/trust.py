@@ -19,6 +19,7 @@ from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadata
 # python-tuf documents these names here without listing them in __all__.
 from tuf.api.metadata import (  # type: ignore[attr-defined]
     Metadata,
+    Root,
     Snapshot,
     TargetFile,
     Targets,
@@ -50,9 +51,24 @@ class Catalogue:
 
     location: str
     revision: int
-    expires: datetime
+    _fixed: Mapping[str, datetime]
     _tree: Tree
     _download: Callable[[str, int], bytes]
+
+    @property
+    def first_to_expire(self) -> str:
+        """Of the roles that all the rest hangs on and those that have been needed so far."""
+        return min(self._expiries, key=lambda role: self._expiries[role])
+
+    @property
+    def expires(self) -> datetime:
+        """When that is."""
+        return self._expiries[self.first_to_expire]
+
+    @property
+    def _expiries(self) -> Mapping[str, datetime]:
+        signed = {name: role.expires for name, role in self._tree.roles.items() if role.version}
+        return {**self._fixed, **signed}
 
     @property
     def targets(self) -> Mapping[str, Target]:
@@ -111,8 +127,8 @@ class Catalogue:
             raise fault(self.location, e) from e
 
 
-def read(location: str, root: bytes) -> Catalogue:
-    """Fetch and verify the newest metadata of a folder or URL, starting from the pinned `root`.
+def read(location: str, pinned: bytes) -> Catalogue:
+    """Fetch and verify the newest metadata of a folder or URL, starting from the `pinned` root.
 
     Raises TransferFailed (unreachable, expired), BundleRejected (not signed as it must be) or
     InputRejected (the root is none, the folder holds no registry).
@@ -120,12 +136,13 @@ def read(location: str, root: bytes) -> Catalogue:
     base, fetcher = _source(location)
     with TemporaryDirectory(prefix="edge-fleet-") as scratch:
         try:
-            updater = Updater(scratch, f"{base}metadata/", fetcher=fetcher, bootstrap=root)
+            updater = Updater(scratch, f"{base}metadata/", fetcher=fetcher, bootstrap=pinned)
         except (RepositoryError, ValueError) as e:
             raise bad_root(e) from e
         try:
             updater.refresh()
             # The client has just verified and stored these.
+            root = Metadata[Root].from_file(str(Path(scratch, "root.json"))).signed
             targets = Metadata[Targets].from_file(str(Path(scratch, "targets.json"))).signed
             snapshot = Metadata[Snapshot].from_file(str(Path(scratch, "snapshot.json"))).signed
             timestamp = Metadata[Timestamp].from_file(str(Path(scratch, "timestamp.json"))).signed
@@ -138,7 +155,7 @@ def read(location: str, root: bytes) -> Catalogue:
     return Catalogue(
         location=location,
         revision=snapshot.version,
-        expires=timestamp.expires,
+        _fixed={role.type: role.expires for role in (root, snapshot, timestamp)},
         _tree=Tree(targets, snapshot, get, datetime.now(UTC)),
         _download=lambda path, limit_bytes: fetcher.download_bytes(base + path, limit_bytes),
     )

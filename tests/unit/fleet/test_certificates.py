@@ -52,7 +52,8 @@ def test_a_devices_certificate_carries_its_id_and_is_no_ca(run: Run, folder: Pat
 def test_a_brokers_certificate_names_its_hosts(run: Run, folder: Path) -> None:
     hosts = ("--host", "broker.example", "--host", "192.168.1.2")
     text = run("certificates", "issue", "broker", "--ca", folder, "--days", "90", *hosts).stdout
-    assert f"{folder}/broker.pem and {folder}/broker.key, valid until" in text
+    where = "for a broker at broker.example, 192.168.1.2"
+    assert f"{folder}/broker.pem and {folder}/broker.key {where}, valid until" in text
     made = certificate(folder / "broker.pem")
     names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["broker.example"]
@@ -68,6 +69,21 @@ def test_the_same_name_again_renews(run: Run, folder: Path) -> None:
     assert certificate(folder / "line-3.pem").serial_number != first
 
 
+def test_a_broker_is_renewed_for_the_hosts_it_had(run: Run, folder: Path) -> None:
+    issue = ("certificates", "issue", "broker", "--ca", folder)
+    run(*issue, "--host", "broker.example", "--host", "192.168.1.2", "--host", "::1")
+    first = certificate(folder / "broker.pem")
+    told = json.loads(run(*issue, "--json").stdout)
+    second = certificate(folder / "broker.pem")
+    assert told["hosts"] == ["broker.example", "192.168.1.2", "::1"]
+    assert second.serial_number != first.serial_number
+    for kind in (x509.SubjectAlternativeName, x509.ExtendedKeyUsage):
+        before, after = (c.extensions.get_extension_for_class(kind).value for c in (first, second))
+        assert after == before
+    # Others replace them.
+    assert json.loads(run(*issue, "--host", "elsewhere", "--json").stdout)["hosts"] == ["elsewhere"]
+
+
 def test_what_is_refused(
     run: Run, refused: Callable[..., str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,5 +92,8 @@ def test_what_is_refused(
     assert "edge-fleet certificates init" in line
     refused("certificates", "issue", "../x", "--ca", folder, code=2, reason="bad_input")
     refused("certificates", "issue", "ca", "--ca", folder, code=2, reason="bad_input")
+    (folder / "broken.pem").write_text("no certificate")
+    line = refused("certificates", "issue", "broken", "--ca", folder, code=2, reason="bad_input")
+    assert f"{folder}/broken.pem is there and is no certificate" in line
     monkeypatch.setenv("EDGEWARD_KEY_PASSWORD", "wrong")
     refused("certificates", "issue", "x", "--ca", folder, code=2, reason="bad_input")

@@ -7,6 +7,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -341,6 +342,21 @@ def _await_expiry(folder: Path) -> None:
     expires = json.loads((folder / "metadata" / "timestamp.json").read_bytes())["signed"]["expires"]
     while time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) <= expires:
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("role", ["root", "targets", "snapshot", "timestamp"])
+def test_the_date_is_that_of_what_expires_first(published: Path, run: Run, tmp_path: Path, role: str) -> None:
+    days = {"root": 400, "targets": 90, "snapshot": 60, "timestamp": 60} | {role: 5}
+    options = [word for name, n in days.items() for word in (f"--expires-days-{name}", n)]
+    run("registry", "refresh", published, "--also", "root", "--also", "targets", *options)
+    listed = samples.json_of(run("registry", "list", published, "--json"))
+    stick = ("registry", "export", published, "fashion@1.0.0", "-o")
+    exported = samples.json_of(run(*stick, tmp_path / "stick.tar", "--json"))
+    for told in (listed, exported):
+        left = datetime.fromisoformat(told["expires"]) - datetime.now(UTC)
+        assert (told["expires_first"], round(left / timedelta(days=1))) == (role, 5)
+    assert f"UTC: then {role} expires" in run("registry", "list", published).stdout
+    assert f"its {role} metadata expires" in run(*stick, tmp_path / "again.tar").stdout
 
 
 def test_refresh_signs_what_it_was_asked_for(published: Path, run: Run) -> None:
