@@ -275,6 +275,7 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
                 "expires_first": catalogue.first_to_expire,
                 "models": versions,
                 "expired_teams": catalogue.expired_teams,
+                "refused_teams": catalogue.refused_teams,
                 "pending": [team_commands.pending_plain(found, policy) for found, policy in pending],
             }
         )
@@ -285,6 +286,8 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
         click.echo("no model is published here yet")
     for team in catalogue.expired_teams:
         click.echo(f"team {team} has let its metadata expire; its models are not to be had", err=True)
+    for team, why in catalogue.refused_teams.items():
+        click.echo(f"team {team} has signed what it may not ({why}); its models are left out", err=True)
     for found, policy in pending:
         click.echo(team_commands.pending_line(found, policy))
     click.echo(

@@ -44,8 +44,9 @@ class Editor:
         top.targets[name] = target
         if sum(map(shelves.is_shelved, top.targets)) <= shelves.FULL:
             return {shelves.TOP}
+        found = self._tree.every()
         self._add_role(DelegatedRole(shelves.MODELS, [], 1, True, list(shelves.MODELS_PATHS)), self._own())
-        return {shelves.TOP} | self._move_strays()
+        return {shelves.TOP} | self._move(found)
 
     def take(self, name: str) -> str:
         """Remove a target from the role that names it; returns that role. Raises KeyError."""
@@ -58,13 +59,14 @@ class Editor:
 
     def delegate(self, role: str, pattern: str, authority: Authority) -> set[str]:
         """Give the models that match a pattern to a role, and what is published of them with it."""
+        found = self._tree.every()
         known = self._roles().get(role)
         path = shelves.paths_of(pattern)
         if known is None:
             self._add_role(DelegatedRole(role, [], 1, True, [path]), authority)
         elif known.paths is not None and path not in known.paths:
             known.paths.append(path)
-        return {shelves.TOP} | self._move_strays()
+        return {shelves.TOP} | self._move(found)
 
     def dissolve(self, role: str) -> dict[str, TargetFile]:
         """Take a delegation back; returns what the role had published, which nobody names any more."""
@@ -74,6 +76,7 @@ class Editor:
             raise RuntimeError("no delegations")
         del delegations.roles[role]
         self._forget([*bins_of(self._tree.roles[role]), role])
+        self._tree.refused.pop(role, None)
         _prune(delegations)
         if not delegations.roles:
             self._tree.top.delegations = None
@@ -109,8 +112,8 @@ class Editor:
 
     def _held(self, shelf: str) -> dict[str, TargetFile]:
         role = self._tree.role(shelf, shelves.TOP)
-        names = [shelf, *bins_of(role)]
-        return {n: t for name in names for n, t in self._tree.role(name, shelf).targets.items()}
+        roles = [role, *(self._tree.role(name, shelf) for name in bins_of(role))]
+        return {name: target for held in roles for name, target in held.targets.items()}
 
     def _spread(self, shelf: str, held: Mapping[str, TargetFile], bits: int) -> set[str]:
         """More bins, and every version into the one where a client looks for it."""
@@ -141,12 +144,16 @@ class Editor:
         self._tree.roles[role.name] = blank(self._version_of(role.name))
         self._tree.parents[role.name] = shelves.TOP
 
-    def _move_strays(self) -> set[str]:
-        """Versions that lie where a client would not look for them any more are moved to where it does."""
+    def _move(self, found: Mapping[str, TargetFile]) -> set[str]:
+        """Versions that lie where a client would not look for them any more are moved to where it does.
+
+        `found` are those that a client would have found before. What else lies about was put there by a
+        team that has no right to it: with another signature it must not become what clients do find.
+        """
         changed: set[str] = set()
         for holder, role in list(self._tree.roles.items()):
             shelf = holder.partition(".")[0]
-            for name in [n for n in role.targets if shelves.is_shelved(n)]:
+            for name in [n for n, t in role.targets.items() if shelves.is_shelved(n) and found.get(n) is t]:
                 owner = self._tree.shelf_of(name) or shelves.TOP
                 if owner != shelf:
                     changed |= {holder, *self._put_in(owner, name, role.targets.pop(name))}

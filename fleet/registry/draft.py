@@ -23,6 +23,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Timestamp,
 )
 
+from edge_contract.errors import BundleRejected, Reason
 from fleet.registry import shelves, signing, tree
 from fleet.registry.delegations import Editor
 from fleet.registry.signers import Authority
@@ -30,7 +31,6 @@ from fleet.registry.signing import File, Payload, Periods
 from fleet.registry.trust import Target, bad_root, fault, plain
 
 Signers = Mapping[str, Sequence[Signer]]
-_REVOKED = "x-edgeward-revoked"
 
 
 class Draft:
@@ -68,11 +68,15 @@ class Draft:
 
     @property
     def revoked(self) -> Mapping[str, int]:
-        """Target name → release of each version that was taken back."""
+        """Target name → release of each version that was taken back.
+
+        The registry may say so of every version, a team only of those that it answers for.
+        """
         return {
             name: release
-            for role in self.tree.roles.values()
-            for name, release in role.unrecognized_fields.get(_REVOKED, {}).items()
+            for holder, role in self.tree.roles.items()
+            for name, release in tree.revoked_of(role).items()
+            if shelves.key_name(holder) in (shelves.TOP, self.tree.shelf_of(name))
         }
 
     @property
@@ -130,8 +134,9 @@ class Draft:
 
         With `adopt` they become the registry's own, otherwise they are revoked with it.
         """
-        for name, release in self.tree.roles[role].unrecognized_fields.get(_REVOKED, {}).items():
-            self._note_revoked(shelves.TOP, name, release)
+        for name, release in tree.revoked_of(self.tree.roles[role]).items():
+            if self.tree.shelf_of(name) == role:
+                self._note_revoked(shelves.TOP, name, release)
         mine = self.editor.dissolve(role)
         for name, target in mine.items():
             if adopt:
@@ -142,7 +147,13 @@ class Draft:
         return sorted(filter(shelves.is_model, mine))
 
     def change(self, roles: set[str]) -> None:
-        """These roles are to be signed anew."""
+        """These roles are to be signed anew. Raises BundleRejected for a team that was left out."""
+        for name in sorted({shelves.key_name(role) for role in roles} & set(self.tree.refused)):
+            raise BundleRejected(
+                Reason.TRUST_FAILED,
+                f"{self._location}: {self.tree.refused[name]}",
+                f"find out who signed that; take it back with `revoke --team {shelves.team_of(name)}`",
+            )
         self._changed |= roles
 
     def is_changed(self, role: str) -> bool:
@@ -151,7 +162,7 @@ class Draft:
 
     def change_all(self, name: str) -> None:
         """Everything that is signed with the keys of one role is to be signed anew."""
-        self._changed |= {role for role in self.tree.roles if shelves.key_name(role) == name}
+        self.change({role for role in self.tree.roles if shelves.key_name(role) == name})
 
     def set_root_authority(self, role: str, authority: Authority) -> None:
         """Other keys for one of TUF's four roles; the root has to be signed after it."""
@@ -199,7 +210,7 @@ class Draft:
         return self._changed & set(self.tree.roles)
 
     def _note_revoked(self, shelf: str, name: str, release: int) -> None:
-        self.tree.roles[shelf].unrecognized_fields.setdefault(_REVOKED, {})[name] = release
+        self.tree.roles[shelf].unrecognized_fields.setdefault(tree.REVOKED, {})[name] = release
 
     def _next(self, payload: Payload, signers: Sequence[Signer], now: datetime) -> File:
         payload.version += 1

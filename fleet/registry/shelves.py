@@ -22,7 +22,7 @@ MODELS_PATHS = ("models/*/*",)
 FULL = 64
 # Old bins stay in the snapshot for ever (clients refuse one that forgets a role), so they grow in few steps.
 _STEP_BITS = 2
-_MAX_BITS = 16
+MAX_BITS = 16
 
 TEAM = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 PATTERN = re.compile(r"[a-z0-9*?\[\]._-]{1,64}")
@@ -51,7 +51,7 @@ def model_of(name: str) -> str:
 
 def bits_for(versions: int, bits: int = 0) -> int:
     """Bits of the bins' numbers for so many versions, never fewer than before; 0 means no bins."""
-    while versions > FULL << bits and bits < _MAX_BITS:
+    while versions > FULL << bits and bits < MAX_BITS:
         bits += _STEP_BITS
     return bits
 

@@ -20,6 +20,12 @@ from fleet.registry import shelves
 Get = Callable[[str, int], bytes]
 # What python-tuf's client takes.
 _LIMIT_BYTES = 5_000_000
+# A role's field: target name → release of each version that was taken back.
+REVOKED = "x-edgeward-revoked"
+
+
+class NotItsOwn(RepositoryError):
+    """A role's metadata is signed as it must be, and says what this role may not say."""
 
 
 class Tree:
@@ -36,6 +42,8 @@ class Tree:
         self.roles: dict[str, Targets] = {shelves.TOP: targets}
         # Teams whose metadata has expired: their models are not to be had, the others are.
         self.expired: list[str] = []
+        # Teams that have signed what they may not, and what: their models are left out, too.
+        self.refused: dict[str, str] = {}
         # role → the one that names it
         self.parents: dict[str, str] = {}
 
@@ -65,7 +73,7 @@ class Tree:
         return found
 
     def load(self) -> None:
-        """Fetch and judge every role. One that a team has let expire is noted and left out."""
+        """Fetch and judge every role. A team's is noted and left out when it has expired or is refused."""
         for shelf in self.shelves():
             try:
                 for name in bins_of(self.role(shelf, shelves.TOP)):
@@ -74,6 +82,10 @@ class Tree:
                 if shelves.team_of(shelf) is None:
                     raise
                 self.expired.append(shelf)
+            except NotItsOwn as e:
+                if shelves.team_of(shelf) is None:
+                    raise
+                self._leave_out(shelf, str(e))
 
     def shelves(self) -> list[str]:
         """The roles that `targets` names. One that has signed nothing yet is among them."""
@@ -82,6 +94,8 @@ class Tree:
 
     def role(self, name: str, parent: str) -> Targets:
         """A role's metadata; empty, under version 0, when it has signed none yet."""
+        if self.parents.get(name, parent) != parent:
+            raise NotItsOwn(f"{parent} names {name}, which is another's")
         if name not in self.roles:
             meta = self._snapshot.meta.get(f"{name}.json")
             self.roles[name] = blank(0) if meta is None else self._fetched(name, parent, meta)
@@ -98,6 +112,14 @@ class Tree:
         if bins_of(role):
             yield self.role(bin_for(role, name), shelf)
 
+    def _leave_out(self, shelf: str, why: str) -> None:
+        self.refused[shelf] = why
+        for name in [name for name, parent in self.parents.items() if parent == shelf]:
+            del self.roles[name], self.parents[name]
+        meta = self._snapshot.meta.get(f"{shelf}.json")
+        self.roles[shelf] = blank(meta.version if meta else 0)
+        self.parents[shelf] = shelves.TOP
+
     def _fetched(self, name: str, parent: str, meta: MetaFile) -> Targets:
         data = self._get(f"{meta.version}.{name}.json", meta.length or _LIMIT_BYTES)
         meta.verify_length_and_hashes(data)
@@ -108,6 +130,7 @@ class Tree:
             raise RepositoryError(f"metadata of {name} is no targets metadata")
         if signed.version != meta.version:
             raise RepositoryError(f"metadata of {name} has version {signed.version}, not {meta.version}")
+        _judge(name, parent, signed)
         if self._now is not None and signed.is_expired(self._now):
             raise ExpiredMetadataError(f"{name} has expired on {signed.expires:%Y-%m-%d %H:%M} UTC")
         return signed
@@ -118,6 +141,28 @@ def blank(version: int) -> Targets:
     role = Targets()
     role.version = version
     return role
+
+
+def _judge(name: str, parent: str, role: Targets) -> None:
+    """What python-tuf would follow and nobody here signs: clients and this would see different registries."""
+    if role.delegations is not None:
+        bins = role.delegations.succinct_roles
+        if parent != shelves.TOP or bins is None or role.delegations.roles:
+            raise NotItsOwn(f"{name} delegates to others than bins")
+        own = shelves.bin_prefix(name, bins.bit_length)
+        if bins.bit_length > shelves.MAX_BITS or bins.name_prefix != own:
+            raise NotItsOwn(f"{name} has the bins {bins.name_prefix}-…, which are not its own")
+    if any("sha256" not in target.hashes for target in role.targets.values()):
+        raise NotItsOwn(f"{name} names a file without its SHA-256")
+    noted = role.unrecognized_fields.get(REVOKED, {})
+    if not isinstance(noted, dict) or any(type(release) is not int for release in noted.values()):
+        raise NotItsOwn(f"{name} has no releases by name in {REVOKED}")
+
+
+def revoked_of(role: Targets) -> Mapping[str, int]:
+    """What a role says of versions that were taken back: target name → release."""
+    noted: Mapping[str, int] = role.unrecognized_fields.get(REVOKED, {})
+    return noted
 
 
 def bins_of(role: Targets) -> list[str]:

@@ -81,6 +81,11 @@ class Catalogue:
         """Teams whose metadata has expired, so that their versions are not among the targets."""
         return [shelves.team_of(role) or role for role in self._tree.expired]
 
+    @property
+    def refused_teams(self) -> Mapping[str, str]:
+        """Teams that have signed what they may not, and what: their versions are not among the targets."""
+        return {shelves.team_of(role) or role: why for role, why in self._tree.refused.items()}
+
     def find(self, name: str) -> Target | None:
         """What the metadata says of one target; fetches only the roles that lead to it."""
         with self._judged():
