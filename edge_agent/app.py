@@ -24,7 +24,7 @@ from edge_agent.messaging.commands import Commands, Handler, text_argument
 from edge_agent.messaging.link import Link
 from edge_agent.messaging.mqtt import Message
 from edge_agent.messaging.outbox import Outbox
-from edge_agent.messaging.pace import ALERT, EVENT, TELEMETRY
+from edge_agent.messaging.pace import ALERT, EVENT, NOTE, TELEMETRY
 from edge_agent.messaging.throttle import Throttle
 from edge_agent.sensors import METRICS, Sensors
 from edge_agent.telemetry import Sampler
@@ -51,6 +51,9 @@ _EVENT_LIFE_S = 30 * 86400.0
 _TELEMETRY_LIFE_S = 7 * 86400.0
 # Everybody who may publish to this device can make it refuse something, so that is no alert.
 _NO_ALERTS = frozenset({"refused"})
+# Of what others wrote, or what went wrong: a longer text would push other events out of the outbox.
+_DETAIL_CHARACTERS = 300
+_MISTAKE_EVERY_MS = 60_000
 # A flood of messages must not keep the rest of the loop from its turn.
 _EVENTS_A_TURN = 200
 _SESSIONS_A_START = 1_000_000
@@ -82,6 +85,7 @@ class App:
         self._lock = _single_instance(self._layout)
         self._facts = facts.probe()
         self._throttle = Throttle()
+        self._mistakes = Throttle(burst=1, every_ms=_MISTAKE_EVERY_MS)
         self._outbox = Outbox(
             self._layout.outbox,
             max_bytes=config.telemetry.outbox_max_bytes,
@@ -151,7 +155,7 @@ class App:
             if self._link.inbox.empty():
                 break
             event = self._link.inbox.get()
-        self._link.store(monotonic_ms())
+        self._store(clock_ms())
 
     def _route(self, event: Any, now_ms: int) -> bool:
         """Whether it was dealt with; what met a fault of the disk is held and looked at again."""
@@ -170,6 +174,8 @@ class App:
             log.error("%s", e)
             self._hold(event)
             return False
+        except Exception as e:  # noqa: BLE001 - whoever sends it could end this process again and again
+            self._mistake(f"taking {type(event).__name__}", e, now_ms)
         return True
 
     def _hold(self, event: Any) -> None:
@@ -199,7 +205,27 @@ class App:
                 # The disk may recover or be freed. The part keeps its old state, and the others go on:
                 # a full disk must not keep a bad version from being reverted.
                 log.error("%s", e)
+            except Exception as e:  # noqa: BLE001 - nor may a mistake in telemetry, say
+                self._mistake(part.__qualname__, e, now_ms)
+            self._store(now_ms)
+
+    def _store(self, now_ms: int) -> None:
+        try:
             self._link.store(monotonic_ms())
+        except Exception as e:  # noqa: BLE001 - as above
+            self._mistake("the outbox", e, now_ms)
+
+    def _mistake(self, part: str, error: Exception, now_ms: int) -> None:
+        """A mistake in one part, or a fault that nobody foresaw: logged with its traceback, and reported.
+
+        The next turn makes the same one, so both happen once in a while only.
+        """
+        dropped = self._mistakes.admit(part, monotonic_ms())
+        if dropped is None:
+            return
+        detail = f"{part} failed: {type(error).__name__}: {error}"[:_DETAIL_CHARACTERS]
+        log.error("%s (%d times before without a word)", detail, dropped, exc_info=error)
+        self._report(wire.Event(now_ms, "fault", reason=Reason.DEVICE_UNFIT, detail=detail))
 
     def _refresh_keys(self, now_ms: int) -> None:
         refreshed = self._operators.tick(monotonic_ms())
@@ -302,13 +328,13 @@ class App:
                 return
         if perhaps_new_keys:
             self._operators.ask(monotonic_ms())
-        self._report(wire.Event(now_ms, "refused", reason=error.reason, detail=str(error)))
+        self._report(wire.Event(now_ms, "refused", reason=error.reason, detail=_brief(error)))
 
     def _is_news(self, message: Message, error: MessageRejected) -> bool:
         """Take the refusal into the reported state; says whether it was not there before."""
         sha256 = canonical.sha256_hex(message.payload)
         same = sha256 == self._refused_sha256 and f"[{error.reason.value}]" in self._refused
-        self._refused, self._refused_sha256 = str(error), sha256
+        self._refused, self._refused_sha256 = _brief(error), sha256
         return not same
 
     def _look(self, now_ms: int) -> None:
@@ -341,7 +367,7 @@ class App:
             detail = f"{event.detail} (and {dropped} more of this kind before it)".strip()
             event = replace(event, detail=detail)
         alert = event.reason is not Reason.OK and event.kind not in _NO_ALERTS
-        priority = ALERT if alert else EVENT
+        priority = ALERT if alert else NOTE if event.kind in _NO_ALERTS else EVENT
         self._outbox.put("event", event, priority=priority, now_ms=monotonic_ms(), life_s=_EVENT_LIFE_S)
 
     def _say(self, kind: str, reason: Reason, detail: str) -> None:
@@ -402,6 +428,14 @@ class BenchWork:
             reason, detail = ended.failure()
             raise DeviceUnfit(reason, f"benchmark: {detail}", "try again when the device is less busy")
         return dict(ended.last)
+
+
+def _brief(error: EdgewardError) -> str:
+    """The error as text, its sentence cut: it may quote what a stranger sent."""
+    rest = f" [{error.reason.value}] → {error.next_step}"
+    room = max(0, _DETAIL_CHARACTERS - len(rest))
+    what = error.what if len(error.what) <= room else error.what[: max(0, room - 1)] + "…"
+    return what + rest
 
 
 def _single_instance(layout: Layout) -> int:

@@ -152,7 +152,10 @@ class Lifeline:
             self._socket = None
 
     def _connect(self) -> socket.socket | None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError:  # too many open files
+            return None
         try:
             connection.setblocking(False)  # a full backlog is no reason to wait
             connection.connect(str(self._path))

@@ -31,7 +31,7 @@ class Sensors:
     def sample(self, now_ms: int) -> dict[str, float | None]:
         """One value per name of METRICS."""
         memory = psutil.virtual_memory()
-        disk = psutil.disk_usage(str(self._folder))
+        disk_percent, disk_free_bytes = _disk(self._folder)
         sent, received = self._network(now_ms)
         return {
             "cpu_percent": psutil.cpu_percent(interval=None),
@@ -39,8 +39,8 @@ class Sensors:
             "memory_percent": memory.percent,
             "memory_available_bytes": float(memory.available),
             "temperature_c": _temperature(),
-            "disk_percent": disk.percent,
-            "disk_free_bytes": float(disk.free),
+            "disk_percent": disk_percent,
+            "disk_free_bytes": disk_free_bytes,
             "net_sent_bytes_per_s": sent,
             "net_received_bytes_per_s": received,
             "uptime_s": now_ms / 1000 - psutil.boot_time(),
@@ -58,6 +58,15 @@ class Sensors:
             max(0, counters.bytes_sent - before[1]) / seconds,
             max(0, counters.bytes_recv - before[2]) / seconds,
         )
+
+
+def _disk(folder: Path) -> tuple[float | None, float | None]:
+    """(percent used, bytes free); None while the disk does not say."""
+    try:
+        disk = psutil.disk_usage(str(folder))
+    except OSError:  # a disk out of order: the outbox and the updates report it
+        return None, None
+    return disk.percent, float(disk.free)
 
 
 def _temperature() -> float | None:

@@ -32,7 +32,7 @@ _POLL_S = 0.05
 _GRACE_S = 10.0
 # A process that lived this long has earned an immediate restart.
 _GOOD_LIFE_S = 5.0
-_PAUSE_CAP_S = 5.0
+_PAUSE_CAP_S, _PAUSE_DOUBLINGS = 5.0, 16
 
 
 @dataclass
@@ -121,11 +121,16 @@ def _keep(program: _Program, config_path: Path) -> None:
         lived_s = now_s - program.started_s
         program.pid = 0
         program.failures = 0 if lived_s > _GOOD_LIFE_S else program.failures + 1
-        program.next_start_s = now_s + min(_PAUSE_CAP_S, 0.1 * 2**program.failures - 0.1)
+        program.next_start_s = now_s + _pause_s(program.failures)
         log.warning("`%s` ended (%s) after %.1f s", program.command, _how(status), lived_s)
     if now_s >= program.next_start_s:
         program.started_s = now_s
         program.pid = _start(program, config_path)
+
+
+def _pause_s(failures: int) -> float:
+    """After so many short lives in a row. A program may fail for months: no power may outgrow a float."""
+    return min(_PAUSE_CAP_S, 0.1 * float(1 << min(failures, _PAUSE_DOUBLINGS)) - 0.1)
 
 
 def _how(status: int) -> str:

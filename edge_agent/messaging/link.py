@@ -37,6 +37,8 @@ __all__ = ["MAX_IN_HAND", "Link"]
 _STATE_EVERY_MS = 250
 # Without an answer of the broker to what is in hand for so many keepalives, the client is given up.
 _STALL_KEEPALIVES = 2
+# A client whose thread dies at once again is no reason to make threads without end.
+_REVIVE_EVERY_MS = 5_000
 # A second device with this id is told once in so long: the two throw each other out again and again.
 _DOUBLE_EVERY_MS = 3_600_000
 # Not every broker says that a session was taken over; so many short sessions within this time say it too.
@@ -90,7 +92,7 @@ class Link:
         self._state: wire.State | None = None
         self._said: wire.State | None = None
         self._said_ms: int | None = None
-        self._connected_ms = 0
+        self._connected_ms = self._next_revival_ms = 0
         self._thrown_out: list[int] = []
         self._told_double_ms: int | None = None
         self._told_refusals: set[int] = set()
@@ -218,9 +220,12 @@ class Link:
 
     def _watch(self, now_ms: int) -> None:
         """Give a client up that makes no progress."""
-        if not self._client.alive:
-            raise RuntimeError("the MQTT thread died; its traceback is above")
         problem = self._client.stuck()
+        if not self._client.alive:
+            if now_ms < self._next_revival_ms:
+                return
+            self._next_revival_ms = now_ms + _REVIVE_EVERY_MS
+            problem = "its thread has ended or could not be made"
         since_ms = self._pace.oldest_in_hand_ms() if self.connected else None
         if since_ms is not None and now_ms - since_ms > self._stall_ms:
             problem = f"no answer to a publication for {(now_ms - since_ms) / 1000:.0f} s"

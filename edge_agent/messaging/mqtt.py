@@ -46,6 +46,7 @@ _SESSION_TAKEN_OVER = 0x8E
 _FIRST_FAILURE = 0x80
 # What the broker may send before it is answered, and the largest packet: a bound on memory.
 _RECEIVE_MAXIMUM, _MAXIMUM_PACKET_BYTES = 20, 1 << 20
+_DETAIL_CHARACTERS, _MAX_COMPLAINTS = 300, 16
 # A flood waits at the broker instead of in this process.
 _INBOX_FULL, _INBOX_PATIENCE_S = 500, 5.0
 
@@ -125,12 +126,15 @@ class MqttClient:
         self.rebuilt = 0
 
     def start(self) -> None:
-        """Connect, now and whenever the connection is lost."""
-        self._line.start()
+        """Connect, now and whenever the connection is lost; without a thread for it, `alive` stays false."""
+        try:
+            self._line.start()
+        except RuntimeError as e:  # Python's word for "too many tasks": the same attempt may work later
+            log.error("no thread for the connection can be made now: %s", e)
 
     @property
     def alive(self) -> bool:
-        """Whether the thread still runs; after `start` it ends by itself only through a mistake in here."""
+        """Whether the thread runs. One that has ended or could not be started is made anew by `rebuild`."""
         return self._line.is_alive()
 
     def stuck(self) -> str:
@@ -146,8 +150,8 @@ class MqttClient:
         self._line.give_up()
         self._lost.append(self._line)
         self._line = self._new_line()
-        self._line.start()
         self.rebuilt += 1
+        self.start()
         return True
 
     def stop(self, farewell: tuple[str, bytes] | None = None) -> None:
@@ -192,6 +196,7 @@ class _Line(threading.Thread):
         self._session = 0
         self._context: tls.Context | None = None
         self._stamp: tls.Stamp = ()
+        self._complaints: set[str] = set()
         self.client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
         self.doing, self.due_s = "starting", time.monotonic() + _GRACE_S
 
@@ -200,8 +205,7 @@ class _Line(threading.Thread):
         while not self._stopping.is_set():
             self._welcome_s = 0.0
             self._begin("connecting", 3 * _CONNECT_S)
-            detail = self._connect()
-            renewed = self._converse() if not detail else False
+            detail, renewed = self._attempt()
             if detail:
                 self._tell(Disconnected(detail))
             if renewed:
@@ -218,6 +222,24 @@ class _Line(threading.Thread):
             self._begin("waiting before the next attempt", pause_s)
             self._stopping.wait(pause_s)
 
+    def _attempt(self) -> tuple[str, bool]:
+        """One session: what went wrong, or nothing; and whether it ended for a new certificate."""
+        try:
+            detail = self._connect()
+            return detail, self._converse() if not detail else False
+        except Exception as e:  # paho raises what it cannot decode; a mistake in here costs this session only
+            problem = f"the MQTT client failed: {type(e).__name__}: {e}"[:_DETAIL_CHARACTERS]
+            log.exception("%s", problem)
+            self._close()
+            self._complain(Reason.LINK_STALLED, problem)
+            return problem, False
+
+    def _complain(self, reason: Reason, detail: str) -> None:
+        """Once for each cause: whoever sends rubbish sends it again with every session."""
+        if detail not in self._complaints and len(self._complaints) < _MAX_COMPLAINTS:
+            self._complaints.add(detail)
+            self._tell(Notice(reason, detail))
+
     def stop(self, farewell: tuple[str, bytes] | None) -> None:
         """Called from another thread."""
         if farewell is not None and self.client.is_connected():
@@ -225,7 +247,8 @@ class _Line(threading.Thread):
                 self.client.publish(*farewell, qos=1, retain=True).wait_for_publish(timeout=2.0)
         self.client.disconnect()
         self._stopping.set()
-        self.join(timeout=5.0)
+        if self.is_alive():
+            self.join(timeout=5.0)
 
     def give_up(self) -> None:
         """Called from another thread: be mute from now on and end as soon as what hangs comes back."""
@@ -340,11 +363,16 @@ class _Line(threading.Thread):
         self._tell(Disconnected(fault or str(reason), reason.value == _SESSION_TAKEN_OVER))
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:  # of no subscription; taken, or the broker would send it for ever
+            self._complain(Reason.MESSAGE_MALFORMED, "the broker sent a message whose topic is not UTF-8")
+            return
         properties = message.properties
         self._wait_for_room()
         self._tell(
             Message(
-                message.topic,
+                topic,
                 bytes(message.payload),
                 str(getattr(properties, "ResponseTopic", "")),
                 bytes(getattr(properties, "CorrelationData", b"")),

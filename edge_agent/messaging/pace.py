@@ -16,10 +16,12 @@ from typing import NamedTuple
 
 from edge_contract import wire
 
-ALERT, EVENT, TELEMETRY = 20, 10, 1
+# A note is an event that strangers can cause: it must not push out what happened to the models.
+ALERT, EVENT, NOTE, TELEMETRY = 20, 10, 5, 1
 PRIORITIES: tuple[tuple[int, wire.StreamName], ...] = (
     (ALERT, "event"),
     (EVENT, "event"),
+    (NOTE, "event"),
     (TELEMETRY, "tel"),
 )
 
@@ -117,13 +119,14 @@ class Pace:
         yield from self._lane(ALERT, newest_id, now_ms, backlog=False)
         yield from self._lane(ALERT, newest_id, now_ms, backlog=True)
         share = _BACKLOG_SHARE
-        for priority in (EVENT, TELEMETRY):
+        for priority in (EVENT, NOTE, TELEMETRY):
             before = self.in_hand
             yield from self._lane(priority, newest_id, now_ms, backlog=True, share=share)
             share -= self.in_hand - before
         yield from self._lane(EVENT, newest_id, now_ms, backlog=False)
+        yield from self._lane(NOTE, newest_id, now_ms, backlog=False)
         yield from self._lane(TELEMETRY, newest_id, now_ms, backlog=False)
-        for priority in (EVENT, TELEMETRY):
+        for priority in (EVENT, NOTE, TELEMETRY):
             yield from self._lane(priority, newest_id, now_ms, backlog=True)
 
     def take(self, ask: Ask, id_: int, stream: wire.StreamName, now_ms: int) -> bool:

@@ -31,6 +31,13 @@ _BY_EXIT_CODE = {
 }
 
 
+def no_thread(error: RuntimeError) -> StorageFault:
+    """What `Thread.start` says when there are too many tasks: the same attempt may work later."""
+    return StorageFault(
+        Reason.STORAGE_FAULT, f"no thread can be made now: {error}", "free memory or raise TasksMax"
+    )
+
+
 class Ended(NamedTuple):
     """How a child ended: its exit code (negative: killed by that signal), its last line, whether it hung."""
 
@@ -92,9 +99,7 @@ class Child:
                 reader.start()
         except RuntimeError as e:  # Python's word for "too many tasks"
             self.kill()
-            raise StorageFault(
-                Reason.STORAGE_FAULT, f"no thread can be made now: {e}", "free memory or raise TasksMax"
-            ) from e
+            raise no_thread(e) from e
 
     def lines(self) -> list[dict[str, Any]]:
         """Lines that arrived since the last call."""

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from edge_agent.inference import InferenceClient, Lifeline
 from edge_agent.update.changes import STORE_AT_FAULT, Step
-from edge_agent.update.children import Child, Ended
+from edge_agent.update.children import Child, Ended, no_thread
 from edge_agent.update.journal import Entry, Ref
 from edge_agent.update.machine import Event
 from edge_agent.update.rejected import Rejected
@@ -116,11 +116,15 @@ class ThreadJob:
     """A bounded piece of blocking work on a thread of its own; its result is one step."""
 
     def __init__(self, work: Callable[[], Step]) -> None:
+        """Raises StorageFault when no thread can be made now."""
         self.progress = 0.0
         self._result: list[Step] = []
         self._work = work
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as e:  # Python's word for "too many tasks"
+            raise no_thread(e) from e
 
     def _run(self) -> None:
         self._result = [self._work()]

@@ -168,6 +168,7 @@ def test_kills_while_rows_flow(tmp_path: Path, cases: Cases) -> None:
         assert check(made, 2000, 10) == 0
 
 
+@pytest.mark.thorough
 def test_kills_while_the_outbox_overflows(tmp_path: Path, cases: Cases) -> None:
     """The controller is away; what does not fit is named, and the newest is there."""
     rng = random.Random(2)
@@ -306,7 +307,10 @@ def test_a_disk_that_fills_while_it_runs(broker: Mosquitto, tmp_path: Path, case
         device.stop()
 
 
-@pytest.mark.parametrize("how", ["truncated", "zeros", "flipped bits", "log"])
+@pytest.mark.parametrize(
+    "how",
+    ["flipped bits", *(pytest.param(h, marks=pytest.mark.thorough) for h in ("truncated", "zeros", "log"))],
+)
 def test_a_damaged_database_at_the_start(broker: Mosquitto, tmp_path: Path, cases: Cases, how: str) -> None:
     with agent(broker, tmp_path) as (device, operator):
         device.start("run")

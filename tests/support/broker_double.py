@@ -56,6 +56,10 @@ class BrokerDouble:
         body = len(name).to_bytes(2, "big") + name + mid.to_bytes(2, "big") + b"\0" + payload
         self._send(PUBLISH, body, flags=0x02 | (0x08 if dup else 0))
 
+    def rubbish(self, kind: int, body: bytes, flags: int = 0) -> None:
+        """A packet that may be none."""
+        self._send(kind, body, flags)
+
     def disconnect(self, code: int) -> None:
         """End the session with a reason."""
         self._send(DISCONNECT, bytes([code, 0]))

@@ -57,6 +57,19 @@ def test_sensors_have_a_value_for_every_metric(tmp_path: Path) -> None:
     assert 0 < (second["disk_percent"] or 0) <= 100
 
 
+def test_a_disk_that_does_not_answer_leaves_out_its_own_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: str) -> None:
+        raise OSError(5, "Input/output error", path)
+
+    monkeypatch.setattr("psutil.disk_usage", broken)
+    sample = Sensors(tmp_path).sample(1_700_000_000_000)
+    assert sample["disk_percent"] is None
+    assert sample["disk_free_bytes"] is None
+    assert sample["memory_percent"]
+
+
 def test_a_window_holds_what_was_served_in_it(
     sampler: Sampler, double: InferenceDouble, bundle: BundleOnDisk
 ) -> None:

@@ -18,7 +18,7 @@ from edge_agent.messaging.mqtt import Connected, Disconnected, Message, MqttClie
 from edge_contract import wire
 from edge_contract.errors import Reason
 from edge_contract.profile import Facts
-from tests.support.broker_double import BrokerDouble, Published
+from tests.support.broker_double import PUBACK, PUBLISH, BrokerDouble, Published
 from tests.support.link import LinkedDevice, mono_ms
 from tests.support.waiting import wait_for
 
@@ -140,6 +140,69 @@ def test_a_flood_waits_outside(broker: BrokerDouble, client: Client) -> None:
     got = [client.next() for _ in range(count)]
     assert [m.payload for m in got if isinstance(m, Message)] == [b"%d" % i for i in range(count)]
     flood.join(5)
+
+
+def publication(topic: bytes, properties: bytes = b"") -> bytes:
+    """The body of a PUBLISH at QoS 1."""
+    return len(topic).to_bytes(2, "big") + topic + b"\0\1" + bytes([len(properties)]) + properties + b"x"
+
+
+def test_a_topic_that_is_no_text_is_taken_and_told_once(broker: BrokerDouble, client: Client) -> None:
+    client.raw.start()
+    assert isinstance(client.next(), Connected)
+    for _ in range(3):
+        broker.rubbish(PUBLISH, publication(b"\xff\xfe"), flags=2)
+    broker.publish(DOWN, b"go on")
+    told = [client.next(), client.next()]
+    assert told[0] == Notice(Reason.MESSAGE_MALFORMED, "the broker sent a message whose topic is not UTF-8")
+    assert told[1] == Message(DOWN, b"go on", "", b"")
+    assert client.raw.alive
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        pytest.param(PUBLISH, publication(b"a", b"\x08\x00\x01\xff"), id="response topic"),
+        pytest.param(PUBLISH, publication(b"a", b"\x7f\x01"), id="unknown property"),
+        pytest.param(PUBLISH, b"\xff\xff", id="topic longer than the packet"),
+        pytest.param(PUBACK, b"\x00\x01\x55\x00", id="unknown reason code"),
+    ],
+)
+def test_rubbish_costs_a_session_and_no_more(
+    broker: BrokerDouble, client: Client, kind: int, body: bytes
+) -> None:
+    client.raw.start()
+    assert isinstance(client.next(), Connected)
+    broker.rubbish(kind, body, flags=2 if kind == PUBLISH else 0)
+    lost = client.next()
+    if isinstance(lost, Notice):
+        assert lost.reason is Reason.LINK_STALLED
+        assert "the MQTT client failed" in lost.detail
+        lost = client.next()
+    assert isinstance(lost, Disconnected)
+    assert isinstance(client.next(), Connected)
+    assert client.raw.alive
+
+
+def test_a_thread_that_ended_is_made_anew_counted_and_told(
+    broker: BrokerDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failing = threading.Thread.start, {"left": 1}
+
+    def start(self: threading.Thread) -> None:
+        if self.name == "mqtt" and failing["left"]:
+            failing["left"] -= 1
+            raise RuntimeError("can't start new thread")
+        real(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    device = LinkedDevice(broker.port, tmp_path)
+    try:
+        device.until(lambda: device.link.connected, "a connection by the second thread")
+        assert [reason for _, reason, _ in device.told] == [Reason.LINK_STALLED]
+        assert "its thread has ended or could not be made) and was made anew (1)" in device.told[0][2]
+    finally:
+        device.close()
 
 
 def test_a_refused_subscription_is_told(broker: BrokerDouble, client: Client) -> None:
