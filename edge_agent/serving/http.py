@@ -217,6 +217,7 @@ class _IndexBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _LoadParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: Digest | None = None
+    original: bool = False  # not from its prepared form, which may have decayed on the disk
 
 
 class _LoadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -238,7 +239,8 @@ async def _index(service: Service, request: Request, _names: Names) -> Response:
 
 async def _load(service: Service, request: Request, names: Names) -> Response:
     wanted = decode(await request.body(_SMALL_BODY_BYTES), _LoadBody)
-    version = await service.models.load(names["name"], wanted.parameters.digest)
+    parameters = wanted.parameters
+    version = await service.models.load(names["name"], parameters.digest, original=parameters.original)
     manifest = version.manifest
     return json_response({"name": manifest.name, "version": manifest.version, "digest": version.digest})
 

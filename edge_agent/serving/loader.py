@@ -38,8 +38,10 @@ class Opened:
     form: Form = "original"
 
 
-def open_version(layout: Layout, name: str, digest: str) -> Opened:
+def open_version(layout: Layout, name: str, digest: str, *, original: bool = False) -> Opened:
     """Load and warm up one version from the store, from its prepared form where there is a sound one.
+
+    With `original` never from that.
 
     Raises RequestRejected (404) when the store does not have it, BundleRejected, DeviceUnfit, StorageFault
     or MemoryError when it cannot be served.
@@ -52,7 +54,7 @@ def open_version(layout: Layout, name: str, digest: str) -> Opened:
     verified.check(layout, digest, time.time_ns() // 1_000_000)
     stored = package.read(folder)
     _check_identity(stored, name, digest)
-    mapped = prepared.find(layout.prepared, stored)
+    mapped = None if original else prepared.find(layout.prepared, stored)
     if mapped is not None:
         try:
             return _warm(open_package(stored, mapped, "prepared"), stored)

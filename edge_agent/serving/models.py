@@ -7,33 +7,23 @@ It decides which version a request gets and when an old one is let go. It does n
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import itertools
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
 from edge_agent import files
 from edge_agent.config import Serving
 from edge_agent.layout import Layout
-from edge_agent.serving import deadman, heap
-from edge_agent.serving.loader import Opened, open_version
+from edge_agent.serving.loader import Opened
 from edge_agent.serving.metrics import VersionCounters
-from edge_agent.serving.starts import Starts
+from edge_agent.serving.opener import Note, Opener
 from edge_agent.serving.version import Version
 from edge_contract import canonical
-from edge_contract.errors import DeviceUnfit, EdgewardError, Reason, RequestRejected, StorageFault
+from edge_contract.errors import EdgewardError, Reason, RequestRejected, StorageFault
 from edge_contract.manifest import Name
 
 _log = logging.getLogger("edge_agent.serving")
-
-
-class Note(NamedTuple):
-    """Why a model does not serve what the disk names."""
-
-    reason: Reason
-    detail: str
 
 
 @dataclass(slots=True)
@@ -58,28 +48,31 @@ class ModelSet:
     def __init__(self, layout: Layout, config: Serving) -> None:
         self._layout = layout
         self._config = config
+        self._opener = Opener(layout, config)
         self._slots: dict[str, _Slot] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._starts = Starts(layout.starts, layout.spare_starts)
-        self._loader = concurrent.futures.ThreadPoolExecutor(1, "loader")
-        self._loading = False
+        self._retries: dict[str, asyncio.Task[None]] = {}
         self.started = False
 
     async def start(self) -> None:
-        """Load what the disk names, model by model. What does not load is noted; the others serve."""
+        """Load what the disk names, model by model. What does not load is noted, and tried again later.
+
+        Raises StorageFault when the disk does not give the names.
+        """
         for name in self._names():
             await self._start(name)
         self.started = True
 
-    async def load(self, name: str, digest: str | None = None) -> Version:
+    async def load(self, name: str, digest: str | None = None, *, original: bool = False) -> Version:
         """Serve `digest` (default: what the disk names) as `name`; returns once new requests reach it.
 
-        The version before serves until then, and stays if this raises: RequestRejected,
-        BundleRejected, DeviceUnfit or StorageFault.
+        With `original` from the model of the bundle, also when this version serves in another form. The
+        version before serves until then, and stays if this raises: RequestRejected, BundleRejected,
+        DeviceUnfit or StorageFault.
         """
         async with self._locks[name]:
             slot = self._slots.get(name) or _Slot()
-            version = await self._load(name, slot, digest or self._named(name))
+            version = await self._load(name, slot, digest or self._named(name), original=original)
             self._slots[name] = slot
             return version
 
@@ -141,19 +134,33 @@ class ModelSet:
     @property
     def busy(self) -> bool:
         """Whether the loading thread is in a load, which cannot be interrupted."""
-        return self._loading
+        return self._opener.busy
 
     def close(self) -> None:
         """The process ends: load nothing more, and leave what is draining to the end of the process."""
         for slot in self._slots.values():
             if slot.draining is not None:
                 slot.draining.cancel()
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        for retry in self._retries.values():
+            retry.cancel()
+        self._opener.close()
 
     def _names(self) -> list[str]:
-        folder = self._layout.models
-        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-        return sorted(n for n in names if _is_name(n) and _target(self._layout.current(n)))
+        """Models that have a link, or one that cannot be read."""
+        return [n for n in files.names(self._layout.models) if _is_name(n) and self._links(n) != []]
+
+    def _links(self, name: str) -> list[str] | Note:
+        """The digests that the disk names, `current` first, or why nobody knows what is to serve."""
+        try:
+            current = files.link_target(self._layout.current(name))
+        except StorageFault as e:
+            return Note(e.reason, e.what)
+        previous = None
+        try:
+            previous = files.link_target(self._layout.previous(name))
+        except StorageFault as e:
+            _log.error("%s", e)  # then there is none to fall back to
+        return list(dict.fromkeys(d for d in (current, previous) if d))
 
     def _named(self, name: str) -> str:
         digest = files.link_target(self._layout.current(name))
@@ -166,70 +173,62 @@ class ModelSet:
             )
         return digest
 
-    async def _start(self, name: str) -> None:
-        links = (self._layout.current(name), self._layout.previous(name))
-        digests = list(dict.fromkeys(d for d in map(_target, links) if d))
-        slot = self._slots[name] = _Slot(digest=digests[0])
-        for digest in digests:
-            outcome = await self._try_start(name, digest)
+    async def _start(self, name: str, *, late: bool = False) -> None:
+        """Serve what the disk names, or the version before; see to it later where neither loads.
+
+        What no start was survived with waits for that: other models are to serve first. Then (`late`) it is
+        tried all the same, for it may have been the power that failed.
+        """
+        slot = self._slots.setdefault(name, _Slot())
+        digests = self._links(name)
+        if isinstance(digests, Note):
+            slot.note, digests = digests, []
+            _log.error("%s is not loaded: %s", name, slot.note.detail)
+        elif not digests:
+            del self._slots[name]
+            return
+        notes = {d: note for d in digests if (note := self._opener.struck_out(name, d)) is not None}
+        for digest in [d for d in digests if d not in notes] + (list(notes) if late else []):
+            outcome = await self._opener.start(name, digest)
             if isinstance(outcome, Opened):
+                slot.note = notes.get(digests[0]) if digest != digests[0] else None
                 self._flip(slot, outcome)
-                return
-            slot.note = slot.note or outcome
-            _log.error("%s %s does not start: %s [%s]", name, digest[:12], outcome.detail, outcome.reason)
+                break
+            notes[digest] = outcome
+        for digest, note in notes.items():
+            _log.error("%s %s does not start: %s [%s]", name, digest[:12], note.detail, note.reason)
+        if slot.serving is None:
+            slot.digest, slot.note = (digests[0], notes[digests[0]]) if digests else ("", slot.note)
+            if name not in self._retries or self._retries[name].done():
+                self._retries[name] = asyncio.create_task(self._retry(name))
 
-    async def _try_start(self, name: str, digest: str) -> Opened | Note:
-        failed = self._starts.failed(name, digest)
-        if failed >= self._config.max_failed_starts:
-            return Note(Reason.FAILED_STARTS, f"the process did not survive {failed} starts with it")
-        self._starts.begin(name, digest)
-        try:
-            opened = await self._open(name, digest)
-        except EdgewardError as e:
-            self._starts.survived(name, digest)
-            return Note(e.reason, e.what)
-        except asyncio.CancelledError:
-            self._starts.abandoned(name, digest)
-            raise
-        self._starts.survived(name, digest)
-        return opened
+    async def _retry(self, name: str) -> None:
+        """Try it again, after growing pauses, until it serves or is gone."""
+        for tries in itertools.count():
+            digests = self._links(name)
+            known = [] if isinstance(digests, Note) else digests
+            await asyncio.sleep(self._opener.pause_s(name, known, tries))
+            async with self._locks[name]:
+                if name in self._slots and self._slots[name].serving is None:
+                    await self._start(name, late=True)
+                if name not in self._slots or self._slots[name].serving is not None:
+                    return
 
-    async def _load(self, name: str, slot: _Slot, digest: str) -> Version:
-        if slot.serving is not None and slot.serving.digest == digest:
+    async def _load(self, name: str, slot: _Slot, digest: str, *, original: bool) -> Version:
+        found = slot.serving
+        if found is not None and found.digest == digest and not (original and found.form != "original"):
             slot.note = None
-            return slot.serving
+            return found
         if slot.draining is not None:
             await slot.draining
         try:
-            opened = await self._open(name, digest)
+            opened = await self._opener.open(name, digest, original=original)
         except EdgewardError as e:
             _log.error("%s %s does not load: %s", name, digest[:12], e)
             raise
-        self._starts.survived(name, digest)
+        self._opener.survived(name, digest)
         slot.note = None
         return self._flip(slot, opened)
-
-    async def _open(self, name: str, digest: str) -> Opened:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._loader, self._open_now, name, digest)
-
-    def _open_now(self, name: str, digest: str) -> Opened:
-        """In the loader's thread. A load that hangs cannot be interrupted, so it ends the process.
-
-        At a start, that is one that the version did not survive.
-        """
-        self._loading = True
-        try:
-            with deadman.loading(self._config.load_timeout_s):
-                return open_version(self._layout, name, digest)
-        except MemoryError as e:
-            raise DeviceUnfit(
-                Reason.MEMORY_TOO_SMALL,
-                f"{name} {digest[:12]} does not fit into memory beside what runs",
-                "deploy a smaller version, or serve fewer models on this device",
-            ) from e
-        finally:
-            self._loading = False
 
     def _flip(self, slot: _Slot, opened: Opened) -> Version:
         new = Version(opened)
@@ -251,13 +250,7 @@ class ModelSet:
                 old.label,
                 self._config.drain_timeout_s,
             )
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._loader, _let_go, old)
-
-
-def _let_go(old: Version) -> None:
-    old.model.close()
-    heap.give_back()
+        await self._opener.let_go(old)
 
 
 def _entry(name: str, slot: _Slot) -> dict[str, str]:
@@ -270,15 +263,6 @@ def _entry(name: str, slot: _Slot) -> dict[str, str]:
         "digest": slot.digest,
         "form": slot.serving.form if slot.serving else "",
     }
-
-
-def _target(link: Path) -> str | None:
-    """The digest a link names. One that cannot be read must not keep other models from starting."""
-    try:
-        return files.link_target(link)
-    except StorageFault as e:
-        _log.error("%s", e)
-        return None
 
 
 def _unknown(what: str, next_step: str) -> RequestRejected:

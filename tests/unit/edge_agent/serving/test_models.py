@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from edge_agent import files
 from edge_agent.config import Config, Serving
 from edge_agent.layout import Layout
+from edge_agent.serving import adapt, opener
 from edge_agent.serving.models import ModelSet
 from edge_agent.serving.starts import Starts
-from edge_contract.errors import BundleRejected, Reason, RequestRejected
+from edge_contract.errors import BundleRejected, Reason, RequestRejected, StorageFault
 from tests.support.models import BundleOnDisk, install, make_bundle, point, samples
 
 Check = Callable[[ModelSet], Coroutine[Any, Any, None]]
@@ -113,10 +115,10 @@ def test_a_load_moves_the_pointer_and_closes_the_old_version_after_its_last_requ
     assert first.digest != second.digest
 
 
-async def until_closed(version: Any) -> None:
+async def until_closed(version: Any, **shape: int) -> None:
     while True:
         try:
-            version.model.run({"x": samples(1)})
+            version.model.run({"x": samples(1, **shape)})
         except RequestRejected:
             return
         await asyncio.sleep(0.01)
@@ -254,7 +256,9 @@ def test_a_version_with_too_many_failed_starts_is_passed_over(
     run(layout, check, max_failed_starts=3)
 
 
-def test_when_both_versions_failed_to_start_neither_is_tried(tmp_path: Path, layout: Layout) -> None:
+def test_when_both_versions_failed_to_start_neither_is_tried_before_the_others_serve(
+    tmp_path: Path, layout: Layout
+) -> None:
     for version, link in (("1", "previous"), ("2", "current")):
         bundle = make_bundle(tmp_path, version=version)
         install(bundle, layout, link)  # type: ignore[arg-type]
@@ -284,3 +288,185 @@ def test_a_start_that_is_cancelled_is_not_counted(tmp_path: Path, layout: Layout
         assert Starts(layout.starts, layout.spare_starts).failed("tiny", bundle.digest) == 0
 
     run(layout, check, started=False)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried again is tried after milliseconds."""
+    monkeypatch.setattr(opener, "_RETRY_S", 0.02)
+
+
+async def until_it_serves(models: ModelSet, name: str = "tiny") -> dict[str, str]:
+    while not all(e["state"] == "READY" for e in models.index() if e["name"] == name):
+        await asyncio.sleep(0.01)
+    (entry,) = (e for e in models.index() if e["name"] == name)
+    return entry
+
+
+@pytest.mark.usefixtures("soon")
+def test_after_any_number_of_power_cuts_a_version_comes_back(tmp_path: Path, layout: Layout) -> None:
+    """The current one first, although none was struck out less often."""
+    counter = Starts(layout.starts, layout.spare_starts)
+    for version, link in (("1", "previous"), ("2", "current")):
+        bundle = make_bundle(tmp_path, version=version)
+        install(bundle, layout, link)  # type: ignore[arg-type]
+        for _ in range(4):
+            counter.begin("tiny", bundle.digest)
+
+    async def check(models: ModelSet) -> None:
+        assert models.index()[0]["reason"] == "failed_starts"
+        entry = await until_it_serves(models)
+        assert (entry["version"], entry["reason"]) == ("2", "")
+        assert counter.failed("tiny", bundle.digest) == 0
+
+    run(layout, check)
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_late_start_is_counted_as_well(
+    tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path)
+    install(bundle, layout)
+    counter = Starts(layout.starts, layout.spare_starts)
+    for _ in range(3):
+        counter.begin("tiny", bundle.digest)
+    seen: list[int] = []
+    real = opener.open_version
+
+    def watch(*arguments: Any, **options: Any) -> Any:
+        seen.append(counter.failed("tiny", bundle.digest))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(opener, "open_version", watch)
+
+    async def check(models: ModelSet) -> None:
+        await until_it_serves(models)
+        assert seen == [4]
+
+    run(layout, check)
+
+
+def test_pauses_grow_with_every_try_and_every_start_that_was_not_survived(layout: Layout) -> None:
+    counter = Starts(layout.starts, layout.spare_starts)
+    here = opener.Opener(layout, Serving())
+    assert [here.pause_s("m", ["a" * 64], tries) for tries in (0, 1, 2, 50)] == [2, 4, 8, 600]
+    for _ in range(5):
+        counter.begin("m", "a" * 64)
+    assert here.pause_s("m", ["a" * 64], 0) == 8
+    here.close()
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_disk_that_does_not_answer_at_the_start_is_asked_again(
+    tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    install(make_bundle(tmp_path), layout)
+    fault = StorageFault(Reason.STORAGE_FAULT, "model.onnx: Input/output error", "check the disk")
+    failing = iter([fault] * times)
+    real = opener.open_version
+
+    def read(*arguments: Any, **options: Any) -> Any:
+        for error in failing:
+            raise error
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(opener, "open_version", read)
+
+    async def check(models: ModelSet) -> None:
+        assert models.index()[0]["detail"] == "model.onnx: Input/output error"
+        assert (await until_it_serves(models))["reason"] == ""
+
+    run(layout, check)
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_link_that_cannot_be_read_is_told_and_read_again(
+    tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path)
+    install(bundle, layout)
+    broken = {layout.current("tiny")}
+    real = files.link_target
+
+    def link_target(link: Path) -> str | None:
+        if link in broken:
+            raise StorageFault(Reason.STORAGE_FAULT, f"{link}: Input/output error", "check the disk")
+        return real(link)
+
+    monkeypatch.setattr(files, "link_target", link_target)
+
+    async def check(models: ModelSet) -> None:
+        entry = models.index()[0]
+        assert (entry["name"], entry["state"], entry["reason"]) == ("tiny", "UNAVAILABLE", "storage_fault")
+        assert not models.ready()
+        broken.clear()
+        assert (await until_it_serves(models))["digest"] == bundle.digest
+
+    run(layout, check)
+
+
+def test_a_link_to_the_version_before_that_cannot_be_read_is_none(
+    tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(make_bundle(tmp_path), layout)
+    real = files.link_target
+
+    def link_target(link: Path) -> str | None:
+        if link == layout.previous("tiny"):
+            raise StorageFault(Reason.STORAGE_FAULT, f"{link}: Input/output error", "check the disk")
+        return real(link)
+
+    monkeypatch.setattr(files, "link_target", link_target)
+
+    async def check(models: ModelSet) -> None:
+        assert models.ready()
+
+    run(layout, check)
+
+
+@pytest.mark.usefixtures("soon")
+def test_what_is_removed_is_not_tried_again(tmp_path: Path, layout: Layout) -> None:
+    install(make_bundle(tmp_path, fault="garbage"), layout)
+
+    async def check(models: ModelSet) -> None:
+        await models.unload("tiny")
+        await asyncio.wait(models._retries.values())
+        assert models.index() == []
+
+    run(layout, check)
+
+
+@pytest.fixture
+def formed(tmp_path: Path, layout: Layout) -> BundleOnDisk:
+    """A version of which this device has a form of its own."""
+    bundle = make_bundle(tmp_path, features=64, classes=32)
+    install(bundle, layout)
+    assert adapt.run(layout.version(bundle.digest), layout.prepared, 1 << 30).made
+    return bundle
+
+
+@pytest.mark.parametrize(("failed", "form"), [(0, "prepared"), (1, "original")])
+def test_after_a_start_that_was_not_survived_the_original_is_tried(
+    layout: Layout, formed: BundleOnDisk, failed: int, form: str
+) -> None:
+    for _ in range(failed):
+        Starts(layout.starts, layout.spare_starts).begin("tiny", formed.digest)
+
+    async def check(models: ModelSet) -> None:
+        assert models.index()[0]["form"] == form
+
+    run(layout, check)
+
+
+def test_the_original_of_what_serves_is_loaded_on_demand(layout: Layout, formed: BundleOnDisk) -> None:
+    async def check(models: ModelSet) -> None:
+        prepared = models.find("tiny", None)
+        assert await models.load("tiny", formed.digest) is prepared
+        original = await models.load("tiny", formed.digest, original=True)
+        assert models.index()[0]["form"] == "original"
+        await until_closed(prepared, features=64)
+        assert await models.load("tiny", formed.digest, original=True) is original
+
+    run(layout, check)
