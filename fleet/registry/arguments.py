@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,12 @@ def keyring(folder: Path, keys_folders: tuple[Path, ...], password: Path | Passw
 
     known = password if isinstance(password, Password) else Password(password)
     return Keys(keys_folders or [options.keys_beside(str(folder))], known.existing)
+
+
+def warn(problems: Iterable[str]) -> None:
+    """What went well but not wholly, on standard error."""
+    for problem in problems:
+        click.echo(f"warning: {problem}", err=True)
 
 
 def private_key(path: Path, password_file: Path | None) -> Ed25519PrivateKey:

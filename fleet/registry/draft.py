@@ -24,7 +24,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
 )
 
 from edge_contract.errors import BundleRejected, Reason
-from fleet.registry import shelves, signing, tree
+from fleet.registry import bridge, shelves, signing, tree
 from fleet.registry.delegations import Editor
 from fleet.registry.signers import Authority
 from fleet.registry.signing import File, Payload, Periods
@@ -164,9 +164,17 @@ class Draft:
         """Everything that is signed with the keys of one role is to be signed anew."""
         self.change({role for role in self.tree.roles if shelves.key_name(role) == name})
 
-    def set_root_authority(self, role: str, authority: Authority) -> None:
-        """Other keys for one of TUF's four roles; the root has to be signed after it."""
+    def set_root_authority(self, role: str, authority: Authority, note: bridge.Note | None = None) -> None:
+        """Other keys for one of TUF's four roles; the root has to be signed after it.
+
+        With a `note` they are those of a rotation that is under way.
+        """
         signing.set_authority(self._root, role, authority)
+        bridge.write(self._root, role, note)
+
+    def unfinished(self, role: str) -> bridge.Note | None:
+        """The rotation of one of TUF's four roles that somebody began and did not finish."""
+        return bridge.read(self._root, role)
 
     # signatures
 

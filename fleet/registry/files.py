@@ -6,6 +6,7 @@ or the new ones. A leftover `.NAME.part` is overwritten by the next try.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -67,9 +68,13 @@ def staged(folder: Path, *, mode: int = 0o755) -> Iterator[Path]:
 
 
 def rename(path: Path, target: Path) -> None:
-    """Give a file another name in its folder, durably. Raises OSError; never replaces a file."""
-    os.link(path, target)
-    path.unlink()
+    """Give a file another name in its folder, durably. Raises OSError, also when there is such a file.
+
+    Two processes at once could still replace one; hard links, which could not, do not exist on every stick.
+    """
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    path.rename(target)
     _sync_folder(path.parent)
 
 
@@ -117,7 +122,9 @@ def _place(path: Path, mode: int | None, fill: Callable[[IO[bytes]], object]) ->
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         with os.fdopen(os.open(part, flags, 0o666 if mode is None else mode), "wb") as out:
             if mode is not None:
-                os.fchmod(out.fileno(), mode)
+                # FAT has no modes and some systems say so; keys.exposed tells whom it concerns.
+                with suppress(PermissionError):
+                    os.fchmod(out.fileno(), mode)
             fill(out)
             out.flush()
             os.fsync(out.fileno())

@@ -7,7 +7,7 @@ password) or `root.uri`, which names a key in a security module or a cloud. An o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,19 +100,23 @@ class Keys:
                 private = self._open(path)
                 yield Found(path, signers.public_of(private), lambda p=private: signers.of_private(p))  # type: ignore[misc]
 
-    def available(self, role: str, authority: Authority) -> list[Signer]:
-        """As many signers as the role needs or as are here, from those that it names."""
+    def available(self, role: str, authority: Authority, last: Collection[str] = ()) -> list[Signer]:
+        """As many signers as the role needs or as are here, from those that it names.
+
+        Keys with ids in `last`, because they are being replaced, only where others do not suffice.
+        """
         chosen: dict[str, Signer] = {}
-        for key in self.found(role):
+        found = self.found(role)
+        for key in sorted(found, key=lambda k: k.public.keyid in last) if last else found:
             if len(chosen) == authority.threshold:
                 break
             if key.public.keyid in authority.keys and key.public.keyid not in chosen:
                 chosen[key.public.keyid] = key.signer()
         return list(chosen.values())
 
-    def signers(self, role: str, authority: Authority) -> list[Signer]:
+    def signers(self, role: str, authority: Authority, last: Collection[str] = ()) -> list[Signer]:
         """Enough signers for a role. Raises InputRejected: they are missing, or not those that it names."""
-        chosen = self.available(role, authority)
+        chosen = self.available(role, authority, last)
         if len(chosen) >= authority.threshold:
             return chosen
         if not self.files(role):
@@ -232,11 +236,32 @@ def save_public(path: Path, key: Ed25519PrivateKey) -> None:
     files.write(path, pem)
 
 
-def retire(path: Path, keyid: str) -> Path:
-    """Set a key's file aside under a name that no command looks for; nothing is deleted."""
-    aside = path.with_name(f"{path.name}.retired-{keyid[:8]}")
-    files.rename(path, aside)
-    return aside
+def retire(found: Iterable[tuple[Path, str]]) -> tuple[list[Path], list[str]]:
+    """Set keys' files aside under names that no command looks for; nothing is deleted.
+
+    Returns the new names, and a warning for each file that could not be set aside: the key in it is worth
+    nothing any more all the same.
+    """
+    retired, warnings = [], []
+    for path, keyid in found:
+        aside = path.with_name(f"{path.name}.retired-{keyid[:8]}")
+        try:
+            files.rename(path, aside)
+            retired.append(aside)
+        except OSError as e:
+            warnings.append(
+                f"{path}: the old key could not be set aside ({e.strerror}): move it away yourself"
+            )
+    return retired, warnings
+
+
+def exposed(written: Iterable[Path]) -> list[str]:
+    """A warning for each private key's file that others may read: some file systems keep no modes."""
+    return [
+        f"{path}: others can read this private key, and the file system does not let that be changed"
+        for path in written
+        if path.stat().st_mode & 0o077
+    ]
 
 
 def _stem(role: str, number: int) -> str:

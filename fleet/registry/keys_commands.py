@@ -103,6 +103,7 @@ def new(
     folder = (*keys_folders, Path("keys"))[0]
     password = Password(password_file, insecure_none=insecure_no_password).new()
     private, public = keyring.new_pair(folder, name, password)
+    arguments.warn(keyring.exposed([private]))
     if as_json:
         print_json({"ok": True, "private": str(private), "public": str(public)})
     else:
@@ -194,6 +195,7 @@ def _change(
         print_json({"ok": True, **_plain(wanted, changed)})
     else:
         click.echo(_summary(wanted, changed))
+    arguments.warn(changed.warnings)
 
 
 def _plain(wanted: Change, changed: Changed) -> dict[str, Any]:
@@ -204,12 +206,16 @@ def _plain(wanted: Change, changed: Changed) -> dict[str, Any]:
         "dropped": changed.dropped,
         "written": [str(path) for path in changed.written],
         "set_aside": [str(path) for path in changed.retired],
+        "finished_earlier": changed.finished,
+        "warnings": changed.warnings,
     }
 
 
 def _summary(wanted: Change, changed: Changed) -> str:
     lines = [f"{wanted.role}: {len(changed.added)} keys added, {len(changed.dropped)} dropped,"]
     lines[0] += f" {changed.threshold} needed to sign"
+    if changed.finished:
+        lines.append("  this ended a change that was begun earlier; if you wanted another one, give it again")
     lines += [f"  new private key: {path}" for path in changed.written]
     lines += [f"  set aside, to be destroyed when you are sure: {path}" for path in changed.retired]
     return "\n".join(lines)

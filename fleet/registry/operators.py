@@ -77,8 +77,9 @@ def change(repo: Repository, keyring: Keys, wanted: Change, new_password: Callab
     )
     files.write(repo.path(target.sha256), after)
     list(repository.publish(repo, ready))
-    retired = [keys.retire(path, keyid) for path, keyid in retiring]
-    return Changed([key_id(key) for key in named], dropped, written, retired, threshold)
+    retired, warnings = keys.retire(retiring)
+    added = [key_id(key) for key in named]
+    return Changed(added, dropped, written, retired, threshold, [*keys.exposed(written), *warnings])
 
 
 def _encoded(threshold: int, named: Sequence[wire.OperatorKey]) -> bytes:

@@ -38,21 +38,19 @@ def refresh(
     if periods != draft.periods:
         due.add("root")
     wanted = due & {*ONLINE, *also}
-    signed = []
     root = keyring.signers("root", draft.authority("root")) if "root" in wanted else []
     targets = sorted(wanted - {"root", *ONLINE})
     needed = {*targets, *(ONLINE if targets or wanted & set(ONLINE) else ())}
     signers = repository.load(repo, keyring, needed)
-    if root:
-        repository.write_root(repo, root, periods)
-        signed.append("root")
+    files = [draft.sign_root(root, now, periods)] if root else []
     for role in targets:
         draft.change_all(role)
     if needed:
         only_timestamp = not targets and "snapshot" not in wanted
-        for role in repository.publish(repo, signers, only_timestamp=only_timestamp):
-            name = shelves.key_name(role)
-            signed += [name] if name not in signed else []
+        files += repository.signed(repo, signers, only_timestamp=only_timestamp)
+    for file in files:
+        repo.write(file)
+    signed = list(dict.fromkeys(shelves.key_name(file.role) for file in files))
     left = due - set(signed) if within is not None else set()
     return Refreshed(signed, {role: expiries[role] for role in sorted(left)})
 

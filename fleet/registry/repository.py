@@ -60,8 +60,10 @@ class Repository:
         return self.folder / "pending"
 
     def write(self, file: signing.File) -> None:
-        """Make one metadata file durable."""
+        """Make one metadata file durable; of a root, the copy that devices to come pin, too."""
         files.write(self.folder / "metadata" / file.name, file.data)
+        if file.role == "root":
+            files.write(self.folder / _PUBLIC_ROOT, file.data)
 
     def _metadata(self, name: str) -> bytes | None:
         try:
@@ -109,34 +111,31 @@ def load(repository: Repository, keyring: keys.Keys, roles: Iterable[str]) -> di
     return {role: keyring.signers(role, draft.authority(role)) for role in sorted(roles)}
 
 
-def publish(repository: Repository, signers: draft.Signers, *, only_timestamp: bool = False) -> Iterator[str]:
-    """Sign and write all that was changed; yields each role. The last write is the one that readers see.
+def signed(
+    repository: Repository, signers: draft.Signers, *, only_timestamp: bool = False
+) -> list[signing.File]:
+    """All that was changed, signed, in the order in which it is to be written; nothing is written yet.
 
-    `only_timestamp` is for renewing it when nothing else has changed.
+    The last is the one that readers see. `only_timestamp` is for renewing it when nothing else has changed.
+    Raises InputRejected when a signer fails.
     """
     now = repository.now()
-    for file in repository.draft.sign_targets(signers, now):
+    done = list(repository.draft.sign_targets(signers, now))
+    if not only_timestamp:
+        done.append(repository.draft.sign_snapshot(signers["snapshot"], now))
+    return [*done, repository.draft.sign_timestamp(signers["timestamp"], now)]
+
+
+def publish(repository: Repository, signers: draft.Signers) -> Iterator[str]:
+    """Sign all that was changed, then write it; yields each role that is written."""
+    for file in signed(repository, signers):
         repository.write(file)
         yield file.role
-    if not only_timestamp:
-        repository.write(repository.draft.sign_snapshot(signers["snapshot"], now))
-        yield "snapshot"
-    repository.write(repository.draft.sign_timestamp(signers["timestamp"], now))
-    yield "timestamp"
 
 
 def sign(repository: Repository, keyring: keys.Keys) -> Iterator[str]:
     """The same with the keys that the changes need."""
     yield from publish(repository, load(repository, keyring, repository.draft.needed()))
-
-
-def write_root(
-    repository: Repository, signers: Sequence[Signer], periods: signing.Periods | None = None
-) -> None:
-    """Sign the next root and write it, with the copy that devices to come pin."""
-    root = repository.draft.sign_root(signers, repository.now(), periods)
-    repository.write(root)
-    files.write(repository.folder / _PUBLIC_ROOT, root.data)
 
 
 def check_new(folder: Path, keys_folder: Path) -> None:

@@ -29,6 +29,8 @@ from securesystemslib.signer import (  # type: ignore[attr-defined]
 from edge_contract import canonical
 from edge_contract.errors import EdgewardError, InputRejected, Reason
 
+_TRIAL = b"edgeward: a trial, whether this key can sign"
+
 Secret = Callable[[str], str]
 
 # URI scheme → the extra of this distribution that brings its library.
@@ -125,6 +127,16 @@ def read_public(path: Path) -> Key:
             f"{path}: not a public key in PEM",
             "name the .pub file that `edge-fleet registry keys new` wrote beside the private key",
         ) from e
+
+
+def tried(make: Callable[[], Signer], role: str) -> Signer:
+    """A signer that has just signed something without a meaning. Raises EdgewardError when it cannot."""
+    try:
+        signer = make()
+        signer.sign(_TRIAL)
+    except Exception as e:  # each library has its own kinds
+        raise failed(role, e) from e
+    return signer
 
 
 def failed(role: str, error: Exception) -> EdgewardError:

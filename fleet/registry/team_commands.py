@@ -58,6 +58,7 @@ def delegate(
     key. What is published of them already is signed by the team in the same step.
     """
     from fleet.registry import repository, signers, teams
+    from fleet.registry.keys import exposed
     from fleet.registry.password import Password
 
     if publics and count:
@@ -68,6 +69,7 @@ def delegate(
     with repository.opened(folder, keyring.pinned_root()) as repo:
         wanted = teams.Team(team, model_pattern, keys, count, threshold)
         done = teams.delegate(repo, keyring, wanted, password.again)
+    arguments.warn(exposed(done.written))
     if as_json:
         print_json(
             {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from tuf.api.metadata import Metadata, Root
 
 from edge_contract import canonical, wire
 from edge_contract.manifest import target_name
-from fleet.registry import files, repository
+from fleet.registry import bridge, files, repository
 from fleet.registry.reader import Reader
 from fleet.registry.trust import Target
 from tests.support.ngclient import Client
@@ -302,6 +304,112 @@ def test_a_reader_at_any_moment_and_a_kill_after_any_write(tmp_path: Path) -> No
         shutil.copytree(states[len(states) // 2], middle.folder)
         middle.rotate(role)
         assert Reader(str(middle.folder), pinned).catalogue.find(names[0]) is not None
+
+
+def under_way(states: list[Path]) -> list[Path]:
+    """Those that a kill between the two roots of a rotation leaves."""
+
+    def newest(state: Path) -> Root:
+        found = max((state / "metadata").glob("*.root.json"), key=lambda p: int(p.name.split(".")[0]))
+        return Metadata[Root].from_file(str(found)).signed
+
+    found = [state for state in states if bridge.FIELD in newest(state).unrecognized_fields]
+    assert found
+    return found
+
+
+def put_back(made: RegistryFolder, state: Path) -> None:
+    shutil.rmtree(made.folder)
+    shutil.copytree(state, made.folder)
+
+
+@pytest.mark.parametrize("role", ["targets", "snapshot", "timestamp"])
+def test_a_rotation_that_was_killed_is_finished_not_begun_anew(tmp_path: Path, role: str) -> None:
+    options = ("--targets-keys", "3", "--targets-threshold", "2")
+    made = RegistryFolder.create(tmp_path / "made", *options)
+    first = newest_root(made.folder).roles[role]
+    states = made.states_while("keys", "rotate", role, "--insecure-no-password")
+    wanted = newest_root(made.folder).roles[role]
+    assert bridge.FIELD not in newest_root(made.folder).unrecognized_fields
+    files = sorted(made.keys.iterdir())
+    for state in under_way(states):
+        put_back(made, state)
+        done = made.run("keys", "rotate", role, "--insecure-no-password")
+        assert done["finished_earlier"]
+        assert set(done["added"]) == set(wanted.keyids)
+        assert set(done["dropped"]) == set(first.keyids)
+        after = newest_root(made.folder)
+        assert (set(after.roles[role].keyids), after.roles[role].threshold) == (
+            set(wanted.keyids),
+            wanted.threshold,
+        )
+        assert bridge.FIELD not in after.unrecognized_fields
+        assert sorted(made.keys.iterdir()) == files
+        assert Client(made.folder, tmp_path / state.name, made.root.read_bytes()).find("operators.json")
+    again = made.run("keys", "rotate", role, "--insecure-no-password")
+    assert not again["finished_earlier"]
+    assert len(newest_root(made.folder).roles[role].keyids) == len(wanted.keyids)
+
+
+def test_a_higher_threshold_survives_a_kill(tmp_path: Path) -> None:
+    made = RegistryFolder.create(tmp_path)
+    command = ("keys", "add", "timestamp", "--threshold", "2", "--insecure-no-password")
+    states = made.states_while(*command)
+    put_back(made, under_way(states)[1])
+    assert newest_root(made.folder).roles["timestamp"].threshold == 1
+    made.run("keys", "rotate", "timestamp", "--insecure-no-password")
+    role = newest_root(made.folder).roles["timestamp"]
+    assert (role.threshold, len(role.keyids)) == (2, 2)
+
+
+def test_a_rotation_whose_new_keys_are_lost_is_begun_anew(tmp_path: Path) -> None:
+    made = RegistryFolder.create(tmp_path / "made")
+    keys = tmp_path / "keys-before"
+    shutil.copytree(made.keys, keys)
+    for state in under_way(made.states_while("keys", "rotate", "targets", "--insecure-no-password")):
+        lost = set(newest_root(made.folder).roles["targets"].keyids)
+        put_back(made, state)
+        shutil.rmtree(made.keys)
+        shutil.copytree(keys, made.keys)
+        made.rotate("targets")
+        after = newest_root(made.folder)
+        assert len(after.roles["targets"].keyids) == 1
+        assert not lost & set(after.roles["targets"].keyids)
+        assert bridge.FIELD not in after.unrecognized_fields
+        assert Client(made.folder, tmp_path / state.name, made.root.read_bytes()).find("operators.json")
+
+
+def test_a_stick_without_links_and_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    """As vfat is: no hard links, no modes but the mount's."""
+    made = RegistryFolder.create(tmp_path)
+
+    def no_link(source: object, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(source))
+
+    fchmod = os.fchmod
+
+    def no_modes(handle: int, _: int) -> None:
+        fchmod(handle, 0o755)
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(os, "fchmod", no_modes)
+    words = ("registry", "keys", "rotate", made.folder, "root", "--keys", made.keys, "--insecure-no-password")
+    result = run(*words)
+    assert list(made.keys.glob("root.pem.retired-*"))
+    assert "root.2.pem: others can read this private key" in result.stderr
+    assert newest_root(made.folder).version == 2
+
+
+def test_an_old_key_that_cannot_be_set_aside_is_a_warning(three: Path, device: Client, run: Run) -> None:
+    keyid = newest_root(three).roles["timestamp"].keyids[0]
+    taken = three.parent / "keys" / f"timestamp.pem.retired-{keyid[:8]}"
+    taken.write_bytes(b"somebody's")
+    result = run("registry", "keys", "rotate", three, "timestamp")
+    assert "timestamp.pem: the old key could not be set aside" in result.stderr
+    assert taken.read_bytes() == b"somebody's"
+    assert newest_root(three).roles["timestamp"].keyids != [keyid]
+    assert device.find(FASHION) is not None
 
 
 def test_ten_rotations_of_the_root(tmp_path: Path) -> None:

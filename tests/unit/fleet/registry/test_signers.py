@@ -6,6 +6,7 @@ The key services stand behind securesystemslib's own seam: a signer class for th
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -163,6 +164,68 @@ def test_a_key_in_a_cloud(
     line = refused(*again, code=2, reason="trust_failed")
     assert "does not answer" in line
     assert sorted((made.folder / "metadata").iterdir()) == before
+
+
+@pytest.fixture
+def service(made: RegistryFolder, monkeypatch: pytest.MonkeyPatch) -> type[KeyService]:
+    """The cloud behind `awskms:`."""
+    found = type("Service", (KeyService,), {"scheme": "awskms", "keys": {}, "down": False})
+    monkeypatch.setitem(SIGNER_FOR_URI_SCHEME, "awskms", found)
+    monkeypatch.setenv("EDGEWARD_KEYS", str(made.keys))
+    return found
+
+
+@pytest.mark.parametrize("role", ["targets", "snapshot", "timestamp"])
+def test_a_key_whose_service_is_gone_is_replaced(
+    made: RegistryFolder, service: type[KeyService], tmp_path: Path, run: Run, role: str
+) -> None:
+    device = Client(made.folder, tmp_path / "device", made.root.read_bytes())
+    run("registry", "keys", "rotate", made.folder, role, "--uri", "awskms:alias/old")
+    service.down = True
+    result = run("registry", "keys", "rotate", made.folder, role, "--insecure-no-password")
+    assert "does not answer" in result.stderr
+    (keyid,) = roles(made).roles[role].keyids
+    assert roles(made).keys[keyid].keytype == "ed25519"
+    assert not list(made.keys.glob(f"{role}*.uri"))
+    assert device.find("operators.json") is not None
+
+
+def test_one_dead_root_key_of_two_is_replaced_by_the_other(
+    made: RegistryFolder, service: type[KeyService], run: Run
+) -> None:
+    run("registry", "keys", "rotate", made.folder, "root", "--uri", "awskms:alias/old")
+    run("registry", "keys", "add", made.folder, "root", "--insecure-no-password")
+    (dead,) = [k for k in roles(made).roles["root"].keyids if roles(made).keys[k].keytype == "ecdsa"]
+    service.down = True
+    again = ("--only", dead, "--insecure-no-password")
+    run("registry", "keys", "rotate", made.folder, "root", *again)
+    assert dead not in roles(made).roles["root"].keyids
+
+
+@pytest.mark.parametrize("role", ["root", "targets", "timestamp"])
+def test_a_new_key_that_does_not_sign_changes_nothing(
+    made: RegistryFolder, service: type[KeyService], refused: Refused, role: str
+) -> None:
+    service.down = True
+    before = sorted(p for p in made.folder.parent.rglob("*") if p.is_file())
+    words = ("registry", "keys", "rotate", made.folder, role, "--uri", "awskms:alias/new")
+    line = refused(*words, code=2, reason="trust_failed")
+    assert "nothing was published" in line
+    assert sorted(p for p in made.folder.parent.rglob("*") if p.is_file()) == before
+
+
+def test_a_killed_rotation_into_a_service_ends_there(
+    made: RegistryFolder, service: type[KeyService], tmp_path: Path, run: Run
+) -> None:
+    rotate = ("keys", "rotate", "targets", "--uri", "awskms:alias/new")
+    states = made.states_while(*rotate)
+    for state in states[:-2]:
+        shutil.rmtree(made.folder)
+        shutil.copytree(state, made.folder)
+        made.run(*rotate)
+        (keyid,) = roles(made).roles["targets"].keyids
+        assert roles(made).keys[keyid].keytype == "ecdsa"
+        assert [p.name for p in made.keys.glob("targets*") if ".retired-" not in p.name] == ["targets.2.uri"]
 
 
 @pytest.mark.parametrize(
