@@ -14,7 +14,7 @@ from pathlib import Path
 from edge_agent import files
 from edge_agent.config import Registry
 from edge_agent.update.answers import BeginAnew, BlobMissing, Dialogue, Later, Next, Postponed, TooLong
-from edge_agent.update.http import Client, Response, closing, shown
+from edge_agent.update.http import Client, Response, shown
 from edge_agent.update.pacing import LONGEST_PAUSE_S, LowSpeed, Rate, backoff_s
 from edge_agent.update.part import Part
 from edge_agent.update.store import file_matches
@@ -23,7 +23,6 @@ from edge_contract.manifest import File
 
 __all__ = ["BlobMissing", "Downloader", "Postponed"]
 
-_RECEIVE_BYTES = 64 << 10
 _LOOK_EVERY_S = 1.0
 
 # Called with what came, in bytes; negative, what was thrown away again.
@@ -105,6 +104,7 @@ class Downloader:
             except BeginAnew:
                 failures, furthest, pause_s = 0, 0, random.uniform(0, backoff_s(1))  # noqa: S311
             except TransferFailed as e:
+                self._check_deadline(work)  # it shuts connections, and that is no failure of the other end
                 # A link that gets on, however often it is cut, is not given up.
                 progress = work.part.length > furthest and not isinstance(e, TooLong)
                 failures = 1 if progress else failures + 1
@@ -120,8 +120,8 @@ class Downloader:
         part = work.part
         begun = part.length
         if not part.whole:
-            response = self._client.get(work.url, work.talk.headers(begun))
-            with closing(work.url, response):
+            response = self._client.get(work.url, work.talk.headers(begun), self._ends_s)
+            with self._client.reading(work.url, response):
                 todo = work.talk.accept(response.status, response.headers, begun, time.time())
                 if todo is Next.ASK_AGAIN:
                     response.close()
@@ -140,7 +140,7 @@ class Downloader:
         part = work.part
         looked_s = time.monotonic()
         speed = self._low_speed(looked_s)
-        while chunk := response.read1(_RECEIVE_BYTES, decode_content=False):
+        while chunk := self._client.read(work.url, response, self._ends_s):
             if part.length + len(chunk) > part.size_bytes:
                 raise work.talk.too_long()
             part.append(chunk)
@@ -172,6 +172,12 @@ class Downloader:
 
     def _look(self, work: _Work) -> None:
         """Whether to go on: the deadline, the gate, and another process that may have brought the blob."""
+        self._check_deadline(work)
+        self._gate(work.part.size_bytes - work.part.length)
+        if file_matches(work.done, work.blob):
+            raise _Arrived
+
+    def _check_deadline(self, work: _Work) -> None:
         part = work.part
         if time.monotonic() > self._ends_s:
             raise Postponed(
@@ -180,9 +186,6 @@ class Downloader:
                 f"{work.shown} has {part.length} of {part.size_bytes} bytes",
                 "the next attempt goes on there; raise [registry] deadline_s for a slow link",
             )
-        self._gate(part.size_bytes - part.length)
-        if file_matches(work.done, work.blob):
-            raise _Arrived
 
     def _pause_s(self, failures: int, error: TransferFailed) -> float:
         pause_s = random.uniform(0, backoff_s(failures))  # noqa: S311 - full jitter

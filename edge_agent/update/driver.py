@@ -63,6 +63,7 @@ class Tools:
 
     config_path: Path
     config: Update
+    fetch_deadline_s: float
     layout: Layout
     store: Store
     inference: InferenceClient
@@ -294,7 +295,12 @@ class ModelDriver:
             return None
         starts: dict[State, Callable[[], Job]] = {
             State.RESOLVING: lambda: jobs.FetchJob(
-                tools.config_path, self.name, target, tools.rejected, min_release(tools.orders, entry)
+                tools.config_path,
+                self.name,
+                target,
+                tools.rejected,
+                min_release(tools.orders, entry),
+                tools.fetch_deadline_s,
             ),
             State.PREFLIGHT: lambda: trials.PreflightJob(entry, tools.layout, tools.store, tools.config),
             State.ACTIVATING: lambda: jobs.activate(entry, tools.store, tools.inference),

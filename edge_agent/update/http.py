@@ -10,6 +10,7 @@ token, no client certificate); to `http` elsewhere never. What comes is checked 
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,9 @@ from urllib3.util import Timeout, make_headers
 
 from edge_agent.config import Registry
 from edge_agent.update.network_faults import described
-from edge_contract.errors import Reason, TransferFailed
+from edge_agent.update.watchdog import Watchdog
+from edge_agent.update.watched import watched
+from edge_contract.errors import Reason, StorageFault, TransferFailed
 
 Response = urllib3.BaseHTTPResponse
 _CHUNK_BYTES = 64 << 10
@@ -31,6 +34,7 @@ _REDIRECTS = 5
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _PORTS = {"http": 80, "https": 443}
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_NEVER_S = float("inf")
 
 
 class Streams(Protocol):
@@ -50,18 +54,30 @@ class Client:
         self._origin = _origin(urlsplit(self.base))
         self._token = _token(registry)
         self._pools: dict[tuple[str, bool], urllib3.PoolManager] = {}
+        self._watchdog = Watchdog()
         self._pool(self.base, own=True)  # a certificate that cannot be read is told now
 
-    def get(self, url: str, headers: Mapping[str, str]) -> Response:
-        """The answer after redirects, whatever its status, with its body unread. Raises TransferFailed."""
+    def get(self, url: str, headers: Mapping[str, str], ends_s: float = _NEVER_S) -> Response:
+        """The answer after redirects, whatever its status, with its body unread. Raises TransferFailed.
+
+        Status line and headers of each have `timeout_s` and `low_speed_s`, and until `ends_s` (monotonic).
+        To be read by `read` within `reading`.
+        """
+        try:
+            return self._get(url, headers, ends_s)
+        except BaseException:
+            self._watchdog.release()
+            raise
+
+    def _get(self, url: str, headers: Mapping[str, str], ends_s: float) -> Response:
         begun = url
         for _ in range(_REDIRECTS + 1):
-            response = self._ask(url, headers)
+            response = self._ask(url, headers, ends_s)
             target = response.headers.get("Location", "")
             if response.status not in _MOVED or not target:
                 return response
             response.close()
-            url = self._follow(url, urljoin(url, target))
+            url = self._follow(url, target)
         raise TransferFailed(
             Reason.REGISTRY_UNREACHABLE,
             f"{shown(begun)} leads through more than {_REDIRECTS} redirects",
@@ -74,25 +90,75 @@ class Client:
         For small files, which are not resumed.
         """
         response = self.get(url, {"Accept-Encoding": "identity"})
-        with closing(url, response):
+        with self.reading(url, response):
             if response.status != 200:
                 raise HttpStatus(url, response.status)
-            while chunk := response.read1(_CHUNK_BYTES, decode_content=False):
+            while chunk := self.read(url, response):
                 yield chunk
 
-    def _ask(self, url: str, headers: Mapping[str, str]) -> Response:
+    @contextmanager
+    def reading(self, url: str, response: Response) -> Iterator[None]:
+        """While the body is read: translates what breaks; keeps a connection that was read to its end."""
+        try:
+            with _closing(url, response):
+                yield
+        finally:
+            self._watchdog.release()
+
+    def read(self, url: str, response: Response, ends_s: float = _NEVER_S) -> bytes:
+        """What has come of the body, waiting for the first byte of it; empty at its end.
+
+        Raises TransferFailed when it takes as long as headers may.
+        """
+        self._watchdog.until(self._patience_s(ends_s))
+        try:
+            chunk = response.read1(_CHUNK_BYTES, decode_content=False)
+        except HTTPError as e:
+            if self._watchdog.bitten:
+                raise _dripping(url) from e
+            raise
+        self._watchdog.rest()
+        if self._watchdog.bitten:
+            raise _dripping(url)
+        return chunk
+
+    def _patience_s(self, ends_s: float) -> float:
+        return min(ends_s, time.monotonic() + self._registry.timeout_s + self._registry.low_speed_s)
+
+    def _ask(self, url: str, headers: Mapping[str, str], ends_s: float) -> Response:
         own = _origin(urlsplit(url)) == self._origin
         credentials = {"Authorization": f"Bearer {self._token}"} if own and self._token else {}
+        pool = self._pool(url, own=own)
         try:
-            return self._pool(url, own=own).request(
+            self._watchdog.begin(self._patience_s(ends_s))
+        except RuntimeError as e:  # Python's word for "too many tasks"
+            raise StorageFault(
+                Reason.STORAGE_FAULT, f"no thread can be made now: {e}", "free memory or raise TasksMax"
+            ) from e
+        try:
+            response = pool.request(
                 "GET", url, headers={**headers, **credentials}, preload_content=False, redirect=False
             )
-        except (HTTPError, UnicodeError) as e:  # a name with an empty label is a UnicodeError
-            raise unreachable(url, e) from e
+        except (HTTPError, ValueError) as e:  # a name with an empty label is a UnicodeError
+            raise _dripping(url) if self._watchdog.bitten else unreachable(url, e) from e
+        self._watchdog.rest()
+        if self._watchdog.bitten:  # cut off, headers look whole
+            response.close()
+            raise _dripping(url)
+        return response
 
-    def _follow(self, source: str, target: str) -> str:
-        parts = urlsplit(target)
-        if parts.scheme == "https" or _origin(parts) == _origin(urlsplit(source)):
+    def _follow(self, source: str, location: str) -> str:
+        try:
+            target = urljoin(source, location)
+            parts = urlsplit(target)
+            origin = _origin(parts)
+        except ValueError as e:
+            raise TransferFailed(
+                Reason.REGISTRY_UNREACHABLE,
+                f"{shown(source)} redirects to what is no address ({e})",
+                "correct the redirects of the registry's web server or of what stands before it",
+            ) from e
+        if parts.scheme == "https" or origin == _origin(urlsplit(source)):
             return target
         raise TransferFailed(
             Reason.REGISTRY_UNREACHABLE,
@@ -112,11 +178,12 @@ class Client:
         plain = urlsplit(url).scheme == "http" and not self._registry.tls_ca + self._registry.tls_cert
         context = None if plain else _tls(self._registry, own=own)  # reading all authorities takes its time
         if not proxy:
-            return urllib3.PoolManager(timeout=timeout, retries=False, ssl_context=context)
+            direct = urllib3.PoolManager(timeout=timeout, retries=False, ssl_context=context)
+            return watched(direct, self._watchdog)
         parts = urlsplit(proxy)
         login = f"{parts.username}:{parts.password or ''}" if parts.username else None
         try:
-            return urllib3.ProxyManager(
+            through = urllib3.ProxyManager(
                 parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(),
                 proxy_headers=make_headers(proxy_basic_auth=login),
                 proxy_ssl_context=_tls(self._registry, own=False) if parts.scheme == "https" else None,
@@ -126,6 +193,7 @@ class Client:
             )
         except (LocationValueError, ValueError) as e:
             raise unreachable(url, e) from e
+        return watched(through, self._watchdog)
 
 
 class HttpStatus(TransferFailed):
@@ -141,8 +209,7 @@ class HttpStatus(TransferFailed):
 
 
 @contextmanager
-def closing(url: str, response: Response) -> Iterator[None]:
-    """Translate what breaks while the body is read; keep the connection only when it was read to its end."""
+def _closing(url: str, response: Response) -> Iterator[None]:
     try:
         yield
     except HTTPError as e:
@@ -152,6 +219,14 @@ def closing(url: str, response: Response) -> Iterator[None]:
         response.close()
         raise
     response.release_conn()
+
+
+def _dripping(url: str) -> TransferFailed:
+    return TransferFailed(
+        Reason.REGISTRY_UNREACHABLE,
+        f"{shown(url)} cannot be fetched: the answer comes too slowly to be one",
+        "the device tries again by itself; check the registry and the network, or raise [registry] timeout_s",
+    )
 
 
 def unreachable(url: str, error: Exception) -> TransferFailed:

@@ -29,7 +29,8 @@ from edge_contract.errors import (
     TransferFailed,
 )
 
-_FETCH_TIMEOUT_S = 24 * 3600.0
+# Metadata, documents and blobs have `deadline_s` each; decoding and hashing have this.
+_FETCH_PHASES, _FETCH_SLACK_S = 3, 3600.0
 _LOAD_TIMEOUT_S = 120.0
 _PATIENCE_S = 60.0
 _PAUSE_S = 0.3
@@ -52,8 +53,15 @@ class FetchJob:
     """Resolving and downloading, in the fetch child."""
 
     def __init__(
-        self, config_path: Path, name: str, target: Ref, rejected: Rejected, min_release: int
+        self,
+        config_path: Path,
+        name: str,
+        target: Ref,
+        rejected: Rejected,
+        min_release: int,
+        deadline_s: float,
     ) -> None:
+        """`deadline_s` is the child's own bound; one that outlives it by far is killed."""
         self.progress = 0.0
         self._missing_bytes = 0
         self._refusal = _rejected_before(target, rejected)
@@ -61,7 +69,7 @@ class FetchJob:
         if self._refusal is None:
             arguments = ["fetch", "--config", str(config_path), name, target.version, target.digest]
             arguments += ["--min-release", str(min_release)]
-            self._child = Child(arguments, timeout_s=_FETCH_TIMEOUT_S)
+            self._child = Child(arguments, timeout_s=_FETCH_PHASES * deadline_s + _FETCH_SLACK_S)
 
     def poll(self, now_ms: int) -> list[Step]:  # noqa: ARG002 - a child has its own deadline
         if self._child is None:

@@ -40,7 +40,7 @@ def described(error: BaseException) -> tuple[str, str]:
             f"TLS failed: {cause}",
             _AGAIN + "check that the port speaks TLS, and which certificates it asks for",
         )
-    if isinstance(error, LocationValueError | UnicodeError):
+    if isinstance(error, LocationValueError | ValueError):
         return f"this is no address: {error}", "correct [registry] url and the proxy in the environment"
     return _of_connection(error)
 

@@ -7,6 +7,7 @@ own checks stand a floor of versions and a time that survive the loss of its fil
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -77,10 +78,12 @@ class _Fetcher(FetcherInterface):
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        self._ends_s = time.monotonic() + source.registry.deadline_s
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
         try:
-            return metadata_fetch.fetch(self._source.client, self._source.registry, url, max_length)
+            source = self._source
+            return metadata_fetch.fetch(source.client, source.registry, url, max_length, self._ends_s)
         except HttpStatus as e:
             raise DownloadHTTPError(e.what, e.status) from e
         except metadata_fetch.TooLong as e:

@@ -48,6 +48,7 @@ class Updater:
         self._tools = Tools(
             config_path=config_path,
             config=config.update,
+            fetch_deadline_s=config.registry.deadline_s,
             layout=self._layout,
             store=self._store,
             inference=InferenceClient(self._layout.control_socket),

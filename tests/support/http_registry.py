@@ -152,6 +152,20 @@ def drip(body: bytes, bytes_per_s: float) -> Answer:
     return answer
 
 
+def drip_head(pause_s: float, begun: bytes = b"HTTP/1.1 200 OK\r\nX-Long: ") -> Answer:
+    """A line of the head that never ends, byte for byte, until the client has had enough."""
+
+    def answer(request: _Handler) -> None:
+        request.close_connection = True
+        with suppress(OSError):
+            request.connection.sendall(begun)
+            while True:
+                request.connection.sendall(b"a")
+                time.sleep(pause_s)
+
+    return answer
+
+
 def cut(body: bytes, after: int) -> Answer:
     """Promises the rest of the body and ends after `after` more bytes."""
 

@@ -19,6 +19,7 @@ from tests.support.http_registry import (
     Answer,
     ScriptedServer,
     cut,
+    drip_head,
     endless,
     hang_up,
     span,
@@ -34,6 +35,7 @@ BODY = random.Random(1).randbytes(300_000)
 SHA = hashlib.sha256(BODY).hexdigest()
 WRONG = bytes([BODY[0] ^ 1]) + BODY[1:]
 PATH = f"blobs/sha256/{SHA[:2]}/{SHA}"
+CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class Outcome(NamedTuple):
@@ -368,3 +370,53 @@ def test_a_connection_is_kept_for_the_next_blob_only_when_its_body_was_read(tmp_
             downloader.fetch(PATH, SHA, len(BODY))
         assert downloader.fetch(PATH, SHA, len(BODY)).read_bytes() == BODY
         assert downloader.fetch(sha, sha, len(other)).read_bytes() == other
+
+
+# it drips
+
+
+@pytest.mark.parametrize("begun", [b"HTTP/1.1 200 OK\r\nX-Long: ", b"HTTP/1.1 2", CHUNKED_HEAD + b"5;"])
+def test_lines_that_drip_are_given_up(
+    tmp_path: Path, pauses: list[tuple[float, float]], begun: bytes
+) -> None:
+    """Each byte comes within `timeout_s`: status line, headers, or the length of a chunk."""
+    with ScriptedServer(drip_head(0.05, begun)) as server:
+        registry = Registry(url=server.url, timeout_s=0.4, low_speed_s=0.2, retries=2)
+        with pytest.raises(TransferFailed) as error:
+            Downloader(registry, tmp_path, lambda _: None).fetch(PATH, SHA, len(BODY))
+        assert len(server.seen) == 2
+    assert (error.value.reason, "too slowly" in error.value.what) == (Reason.REGISTRY_UNREACHABLE, True)
+
+
+def test_a_head_that_drips_ends_with_the_deadline(tmp_path: Path, pauses: list[tuple[float, float]]) -> None:
+    with ScriptedServer(drip_head(0.05)) as server:
+        registry = Registry(url=server.url, timeout_s=60.0, deadline_s=0.5)
+        with pytest.raises(TransferFailed) as error:
+            Downloader(registry, tmp_path, lambda _: None).fetch(PATH, SHA, len(BODY))
+    assert error.value.reason is Reason.DEADLINE_EXCEEDED
+
+
+def test_a_head_that_drips_once_is_overcome(tmp_path: Path, pauses: list[tuple[float, float]]) -> None:
+    with ScriptedServer(drip_head(0.05), whole(BODY)) as server:
+        registry = Registry(url=server.url, timeout_s=0.4, low_speed_s=0.2, retries=2)
+        done = Downloader(registry, tmp_path, lambda _: None).fetch(PATH, SHA, len(BODY))
+        assert done.read_bytes() == BODY
+
+
+def test_a_kept_connection_is_watched_as_well(tmp_path: Path, pauses: list[tuple[float, float]]) -> None:
+    other = b"other"
+    sha256 = hashlib.sha256(other).hexdigest()
+    with ScriptedServer(whole(BODY), drip_head(0.05), whole(other)) as server:
+        registry = Registry(url=server.url, timeout_s=0.4, low_speed_s=0.2, retries=2)
+        downloader = Downloader(registry, tmp_path, lambda _: None)
+        downloader.fetch(PATH, SHA, len(BODY))
+        assert downloader.fetch(f"blobs/{sha256}", sha256, len(other)).read_bytes() == other
+
+
+def test_a_long_pause_of_our_own_is_not_the_registrys(tmp_path: Path) -> None:
+    with ScriptedServer(whole(BODY)) as server:
+        registry = Registry(
+            url=server.url, timeout_s=0.1, low_speed_s=0.1, max_rate_bytes_per_s=400_000, retries=1
+        )
+        done = Downloader(registry, tmp_path, lambda _: None).fetch(PATH, SHA, len(BODY))
+    assert done.read_bytes() == BODY

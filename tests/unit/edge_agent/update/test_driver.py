@@ -178,8 +178,16 @@ def agent(
 
     class Fetch(ScriptedJob):
         def __init__(
-            self, config_path: Path, name: str, target: Ref, rejected: Rejected, min_release: int
+            self,
+            config_path: Path,
+            name: str,
+            target: Ref,
+            rejected: Rejected,
+            min_release: int,
+            deadline_s: float,
         ) -> None:
+            assert deadline_s == 21600.0
+
             refusal = jobs._rejected_before(target, rejected)
             if script.bundles[target.digest].manifest.release < min_release:
                 refusal = Step(Event.UNFIT, Reason.ROLLBACK_REFUSED, f"below {min_release}")
