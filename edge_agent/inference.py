@@ -45,6 +45,7 @@ class Loaded(NamedTuple):
     ready: bool
     reason: Reason  # why it is not what the disk names; OK when it is
     form: str = ""  # which form of the model is in memory: see serving/loader.py
+    detail: str = ""  # `reason` as one sentence
 
 
 class InferenceClient:
@@ -68,19 +69,21 @@ class InferenceClient:
                     e["state"] == "READY",
                     Reason(e["reason"] or "ok"),
                     str(e.get("form", "")),
+                    str(e.get("detail", "")),
                 )
                 for e in json.loads(self._answer("POST", "/v2/repository/index", timeout_s))
             ]
         except (ValueError, KeyError, TypeError) as e:
             raise _unreachable(f"its index is none: {e!r}") from e
 
-    def load(self, name: str, digest: str, timeout_s: float) -> None:
-        """Make `digest` serve as `name`; returns when new requests reach it.
+    def load(self, name: str, digest: str | None, timeout_s: float, *, original: bool = False) -> None:
+        """Make `digest` (None: what the disk names) serve as `name`; returns when new requests reach it.
 
+        With `original` from the model of the bundle, also if it serves from another form already.
         When it does not load, the version before keeps serving. Raises BundleRejected, DeviceUnfit or
         StorageFault by who is at fault; TransferFailed when nobody answers or this is not the moment.
         """
-        body = {"parameters": {"digest": digest}}
+        body = {"parameters": {"digest": digest, "original": original}}
         status, data = self._request("POST", f"/v2/repository/models/{name}/load", timeout_s, body)
         if status != _DONE:
             raise _refusal(status, data)

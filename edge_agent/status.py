@@ -53,6 +53,8 @@ def text(status: dict[str, Any]) -> str:
         lines.append(f"  {behind_text(status['clock_behind_s'])}")
     for m in status["models"]:
         serves = m["serves"]["version"] if m["serves"] else "nothing"
+        if m["not_loaded"]:
+            serves = f"nothing ({m['not_loaded']})"
         lines.append(f"  {m['name']}: serves {serves}, disk says {m['current'] or 'nothing'}, {m['state']}")
         if m["outcome"] != "none":
             lines.append(
@@ -79,7 +81,7 @@ def _up(flag: bool) -> str:
 
 def _loaded(layout: Layout) -> tuple[dict[str, Loaded], bool]:
     try:
-        return {e.name: e for e in InferenceClient(layout.control_socket).index() if e.ready}, True
+        return {e.name: e for e in InferenceClient(layout.control_socket).index()}, True
     except TransferFailed:
         return {}, False
 
@@ -105,9 +107,11 @@ def _generation(layout: Layout) -> int:
 
 def _model(layout: Layout, name: str, loaded: Loaded | None) -> dict[str, Any]:
     entry = _entry(layout, name)
+    ready = loaded is not None and loaded.ready
     return {
         "name": name,
-        "serves": {"version": loaded.version, "digest": loaded.digest} if loaded else None,
+        "serves": {"version": loaded.version, "digest": loaded.digest} if ready and loaded else None,
+        "not_loaded": f"{loaded.detail} [{loaded.reason.value}]" if loaded and not ready else "",
         "current": _version(layout, layout.current(name)),
         "previous": _version(layout, layout.previous(name)),
         "state": entry.state.value,

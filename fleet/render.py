@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_contract import wire
+from edge_contract.errors import Reason
 from edge_contract.manifest import Manifest
 from fleet.driver import Row
 from fleet.registry.inspection import RoleView
@@ -217,7 +218,7 @@ def _model(model: wire.ModelState) -> str:
         return f"{text} ({model.state} {model.target_version or ''})"
     if model.outcome in ("failed", "reverted"):
         return f"{text} ({model.target_version} {model.outcome}: {model.reason.value})"
-    return text
+    return text if model.reason is Reason.OK else f"{text} ({model.reason.value})"
 
 
 def _bar(view: Underway | Ended) -> str:

@@ -120,6 +120,8 @@ def _judge_idle(goal: Goal, state: wire.State, model: wire.ModelState) -> Underw
         if ours in state.rejected:
             return Ended(outcome, Reason.DIGEST_REJECTED_BEFORE, model.detail)
         return Underway("accepted")
+    if model.digest == ours and outcome == "committed" and model.reason is not Reason.OK:
+        return Underway("not loaded", 0.0, model.reason, model.detail)  # the disk names it, nothing serves
     if model.digest == ours:
         return Ended("committed")
     return Underway("accepted")

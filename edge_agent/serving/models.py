@@ -72,6 +72,9 @@ class ModelSet:
         """
         async with self._locks[name]:
             slot = self._slots.get(name) or _Slot()
+            if digest is None and slot.serving is None and self._named(name):
+                await self._start(name, late=True)  # with its counts and its ways out, as at every start
+                return self.find(name, None)
             version = await self._load(name, slot, digest or self._named(name), original=original)
             self._slots[name] = slot
             return version

@@ -87,7 +87,7 @@ def _by_event(entry: Entry, step: Step, here: Situation) -> Entry:
         case Event.ACTIVATED:
             return replace(entry, probation_since_ms=here.now_ms)
         case Event.ROLLBACK if entry.state is State.IDLE:
-            return replace(entry, target=here.current, base=here.previous, older=None)
+            return replace(entry, target=here.current, base=here.previous, older=None, outcome="committed")
         case Event.RESTARTED | Event.TORN if entry.state in _PERHAPS_ITS_DOING:
             return replace(entry, attempts=entry.attempts + 1)
         case _:

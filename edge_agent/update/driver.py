@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.config import Update
-from edge_agent.inference import InferenceClient
+from edge_agent.inference import InferenceClient, Loaded
 from edge_agent.layout import Layout
 from edge_agent.stats import VersionStats
 from edge_agent.update import changes, gate, jobs, journal, trials, window
@@ -88,6 +88,7 @@ class ModelDriver:
         self._job: Job | None = None
         self._steps: list[Step] = []
         self._resume_s = 0.0
+        self._unserved: tuple[Reason, str] | None = None
         if problem:
             self._say("storage", Reason.STORAGE_FAULT, problem, now_ms)
         try:
@@ -137,6 +138,23 @@ class ModelDriver:
             if ready:
                 with suppress(MessageRejected):
                     self.rollback(reason, "it did not start here; the version before serves", now_ms)
+
+    @property
+    def unserved(self) -> bool:
+        """Whether the disk names a version that the inference process had not loaded when last looked at."""
+        return self._unserved is not None
+
+    def noticed(self, loaded: Loaded | None, now_ms: int) -> None:
+        """What the inference process says of this model, None when it does not know it."""
+        current = self._held.current
+        settled = self._entry.state is State.IDLE and not self._steps and not self._problem
+        before, self._unserved = self._unserved, None
+        if settled and current is not None and (loaded is None or not loaded.ready):
+            why = f": {loaded.detail}" if loaded and loaded.detail else ""
+            reason = loaded.reason if loaded and loaded.reason is not Reason.OK else Reason.MODEL_NOT_READY
+            self._unserved = (reason, f"{current.version} is not loaded, and is tried again{why}")
+        if self._unserved is not None and before is None:
+            self._say("serving", *self._unserved, now_ms)
 
     def rollback(self, reason: Reason, detail: str, now_ms: int) -> Ref:
         """Go back to the version before; returns it once the journal says so.
@@ -198,7 +216,9 @@ class ModelDriver:
         """What is reported of this model."""
         entry = self._entry
         waits = self._waits_for_window()
-        reason = Reason.OUTSIDE_WINDOW if waits else entry.reason
+        reason, detail = (Reason.OUTSIDE_WINDOW, waits) if waits else (entry.reason, entry.detail)
+        if self._unserved is not None and entry.state is State.IDLE:
+            reason, detail = self._unserved
         return wire.ModelState(
             name=self.name,
             state=entry.state.value,
@@ -210,7 +230,7 @@ class ModelDriver:
             target_digest=entry.target.digest if entry.target else None,
             outcome=entry.outcome,
             reason=Reason.STORAGE_FAULT if self._problem else reason,
-            detail=self._problem or waits or entry.detail,
+            detail=self._problem or detail,
             progress=round(self._job.progress, 3) if self._job else 0.0,
             since_ms=entry.since_ms,
         )
@@ -369,7 +389,9 @@ class ModelDriver:
             self._job.cancel()
 
     def _remember(self, entry: Entry) -> None:
-        if entry.target is not None and entry.reason not in _NOT_THE_BUNDLE:
+        # A version that had been committed may have been struck out by power cuts alone.
+        power = entry.reason is Reason.FAILED_STARTS and self._entry.outcome == "committed"
+        if entry.target is not None and entry.reason not in _NOT_THE_BUNDLE and not power:
             self._tools.rejected.add(entry.target.digest, entry.reason, entry.detail, entry.since_ms)
 
     def _raise_release(self, entry: Entry) -> None:

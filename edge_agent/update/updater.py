@@ -24,6 +24,7 @@ from edge_agent.update.levels import with_generation
 from edge_agent.update.recheck import Recheck
 from edge_agent.update.rejected import Rejected
 from edge_agent.update.releases import raise_releases
+from edge_agent.update.reload import Reload
 from edge_agent.update.remake import Remake
 from edge_agent.update.store import Store
 from edge_contract import wire
@@ -59,6 +60,7 @@ class Updater:
         )
         self._drivers: dict[str, ModelDriver] = {}
         self._remake = Remake(self._layout, self._store, config.update)
+        self._reload = Reload(self._layout, self._tools.inference)
         self._desired: wire.Desired | None = None
         self._unwritten: wire.Desired | None = None
         self._unread: list[Callable[[int], None]] = [
@@ -116,10 +118,13 @@ class Updater:
         Raises StorageFault; it is noticed again.
         """
         self._remake.notice(loaded)
-        for entry in loaded:
-            driver = self._drivers.get(entry.name)
-            if driver is not None and entry.reason is not Reason.OK:
+        entries = {entry.name: entry for entry in loaded}
+        for name, driver in self._drivers.items():
+            entry = entries.get(name)
+            driver.noticed(entry, now_ms)
+            if entry is not None and entry.reason is not Reason.OK:
                 driver.fell_back(entry.digest if entry.ready else "", entry.reason, now_ms)
+        self._reload.notice(loaded, [name for name, driver in self._drivers.items() if driver.unserved])
 
     def tick(self, now_ms: int) -> None:
         """Let every machine take its next step."""
@@ -244,6 +249,7 @@ class Updater:
 
     def _adopt(self, desired: wire.Desired, now_ms: int) -> None:
         self._desired, self.adopted = desired, desired.generation
+        self._reload.hurry()
         if self._read_journals not in self._unread:
             try:
                 self._read_journals(now_ms)

@@ -85,6 +85,7 @@ class InferenceDouble:
     layout: Layout
     loaded: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Reason] = field(default_factory=dict)
+    forms: dict[str, str] = field(default_factory=dict)
     refuse: dict[str, tuple[int, Reason]] = field(default_factory=dict)
     calls: list[tuple[str, str, str]] = field(default_factory=list)
     counts: dict[str, VersionStats] = field(default_factory=dict)
@@ -152,7 +153,9 @@ class InferenceDouble:
                 self.loaded.pop(name, None)
                 return 200, {}
             case ["v2", "repository", "models", name, "load"]:
-                return self._load(name, body["parameters"]["digest"])
+                digest = body["parameters"]["digest"] or self.layout.current(name).readlink().name
+                self.forms[name] = "original" if body["parameters"].get("original") else ""
+                return self._load(name, digest)
         return 404, {"error": path, "what": path, "reason": "not_found", "next_step": ""}
 
     def _load(self, name: str, digest: str) -> tuple[int, Any]:
@@ -174,6 +177,7 @@ class InferenceDouble:
             "reason": note.value if note else "",
             "detail": "",
             "digest": digest,
+            "form": self.forms.get(name, ""),
         }
 
     def _stats(self, name: str, digest: str) -> VersionStats:

@@ -85,6 +85,7 @@ def test_disk_and_process_are_told_apart(config: Config, layout: Layout, bundles
         {
             "name": "tiny",
             "serves": {"version": "1.0.0", "digest": bundles[0].digest},
+            "not_loaded": "",
             "current": "2.0.0",
             "previous": "1.0.0",
             "state": "idle",
@@ -143,3 +144,14 @@ def test_an_update_under_way_is_told(
     journal.save(layout, Entry(schema=1, name="tiny", state=state, target=entry.target))
     (model,) = status.collect(config)["models"]
     assert (model["state"], model["target"], model["outcome"]) == (state.value, "3.0.0", "none")
+
+
+def test_what_is_not_loaded_is_said_with_its_reason(config: Config, bundles: list[BundleOnDisk]) -> None:
+    with InferenceDouble(Layout(config)) as double:
+        entry = {"name": "tiny", "version": "", "state": "UNAVAILABLE", "digest": bundles[1].digest}
+        entry |= {"reason": "failed_starts", "detail": "the process did not survive 3 starts with it"}
+        double.instead["/v2/repository/index"] = (200, canonical.to_bytes([entry]))
+        found = status.collect(config)
+    assert found["models"][0]["serves"] is None
+    said = "nothing (the process did not survive 3 starts with it [failed_starts])"
+    assert f"tiny: serves {said}, disk says 2.0.0, idle" in status.text(found)

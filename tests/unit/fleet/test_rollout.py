@@ -38,6 +38,13 @@ def test_committed() -> None:
     assert judge(goal(), state(done, generation=9), 1) == Ended("committed")
 
 
+def test_committed_and_not_loaded_is_not_the_end() -> None:
+    seen = tried(version="2", digest=OURS, outcome="committed", reason=Reason.FAILED_STARTS, detail="d")
+    assert judge(goal(), state(seen, generation=5), 1) == Underway(
+        "not loaded", 0.0, Reason.FAILED_STARTS, "d"
+    )
+
+
 def test_a_report_from_before_the_order_decides_nothing() -> None:
     done = tried(version="2", digest=OURS, outcome="committed", since_ms=200)
     assert judge(goal(), state(done, generation=4), 1) == Underway("sent")

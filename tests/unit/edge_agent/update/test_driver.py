@@ -31,6 +31,7 @@ from edge_contract import wire
 from edge_contract.errors import MessageRejected, Reason, StorageFault
 from tests.support.control_double import InferenceDouble
 from tests.support.models import BundleOnDisk, install, make_bundle
+from tests.support.waiting import wait_for
 
 CONFIG = Update(
     probation_s=0.001, probation_min_requests=0, probation_max_s=5.0, retry_s=0.05, max_attempts=3
@@ -875,6 +876,80 @@ def test_what_serves_as_it_should_is_no_fall_back(agent: Agent, refs: list[Ref])
     agent.updater.tick(agent.now_ms())
     assert agent.view().state == "idle"
     assert agent.on_disk()[0] == v2
+
+
+def test_a_committed_version_that_power_cuts_struck_out_can_be_deployed_again(
+    agent: Agent, refs: list[Ref], double: InferenceDouble
+) -> None:
+    v1, v2 = refs[:2]
+    agent.deploy(v1)
+    agent.deploy(v2)
+    double.loaded["tiny"] = v1.digest
+    loaded = [Loaded("tiny", "1.0.0", v1.digest, True, Reason.FAILED_STARTS)]
+    agent.updater.notice(loaded, agent.now_ms())
+    agent.run_until(lambda: agent.view().outcome == "reverted", "the revert")
+    assert agent.updater.rejected.digests() == []
+    assert agent.deploy(v2).outcome == "committed"
+
+
+def test_a_version_in_probation_that_does_not_start_is_thrown_out(
+    agent: Agent, refs: list[Ref], double: InferenceDouble
+) -> None:
+    v1, v2 = refs[:2]
+    agent.deploy(v1)
+    probation(agent, v2)
+    double.loaded["tiny"] = v1.digest
+    loaded = [Loaded("tiny", "1.0.0", v1.digest, True, Reason.FAILED_STARTS)]
+    agent.updater.notice(loaded, agent.now_ms())
+    agent.run_until(lambda: agent.view().outcome == "reverted", "the revert")
+    assert agent.updater.rejected.digests() == [v2.digest]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_not_loaded_is_reported_and_asked_for(
+    agent: Agent, refs: list[Ref], double: InferenceDouble, known: bool
+) -> None:
+    """By growing pauses, and at once when it is deployed again."""
+    v1 = refs[0]
+    agent.deploy(v1)
+    missing = Loaded("tiny", "", v1.digest, False, Reason.FAILED_STARTS, "", "did not survive 3 starts")
+    double.loaded.clear()
+    double.refuse[v1.digest] = (503, Reason.MODEL_NOT_READY)
+    asked = len(double.calls)
+
+    def notice() -> None:
+        agent.updater.notice([missing] if known else [], agent.now_ms())
+
+    def ended() -> bool:
+        thread = agent.updater._reload._thread
+        return thread is not None and not thread.is_alive()
+
+    notice()
+    view = agent.view()
+    reason = Reason.FAILED_STARTS if known else Reason.MODEL_NOT_READY
+    assert (view.state, view.outcome, view.reason) == ("idle", "committed", reason)
+    assert view.detail.startswith("1.0.0 is not loaded")
+    assert ("did not survive" in view.detail) is known
+    assert [e.reason for e in agent.events if e.kind == "serving"] == [reason]
+    wait_for(ended, "the end of the first request")
+    for _ in range(3):
+        notice()
+    assert len(double.calls) == asked + 1
+    assert len([e for e in agent.events if e.kind == "serving"]) == 1
+    double.refuse.clear()
+    assert agent.deploy(v1).reason == reason  # nothing serves yet
+    notice()
+    wait_for(lambda: double.loaded == {"tiny": v1.digest}, "the load")
+    agent.updater.notice([Loaded("tiny", "1.0.0", v1.digest, True, Reason.OK)], agent.now_ms())
+    assert (agent.view().outcome, agent.view().reason, agent.view().detail) == ("committed", Reason.OK, "")
+
+
+def test_a_model_that_is_removed_is_not_missed(agent: Agent, refs: list[Ref]) -> None:
+    agent.deploy(refs[0])
+    agent.want()
+    agent.run_until(lambda: not agent.updater.views(), "its removal")
+    agent.updater.notice([], agent.now_ms())
+    assert [e for e in agent.events if e.kind == "serving"] == []
 
 
 # what the disk loses
