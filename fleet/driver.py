@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_contract import canonical, dsse, wire
-from edge_contract.errors import InputRejected, MessageRejected, Reason
+from edge_contract.errors import MessageRejected, Reason
 from fleet.bus import Bus, Message
+from fleet.registry.keys import signing_keys
 from fleet.rollout import Ended, Goal, Underway, judge, next_desired
 
 _STATE_WAIT_S = 5.0
@@ -174,23 +175,3 @@ class Deployment:
 
     def _version(self, state: wire.State) -> str | None:
         return next((m.version for m in state.models if m.name == self._order.model.name), None)
-
-
-def signing_keys(operators: wire.Operators, keys: Sequence[Ed25519PrivateKey]) -> list[Ed25519PrivateKey]:
-    """As many of the keys as it takes to convince a device. Raises InputRejected when they do not suffice."""
-    trusted = operators.trusted()
-    by_id = {dsse.key_id(key.public_key().public_bytes_raw()): key for key in keys}
-    chosen = [key for keyid, key in by_id.items() if keyid in trusted][: operators.threshold]
-    if not chosen:
-        raise InputRejected(
-            Reason.UNSIGNED,
-            "no operator key here is among those that the registry names",
-            "name the folder with this registry's keys with --keys",
-        )
-    if len(chosen) < operators.threshold:
-        raise InputRejected(
-            Reason.UNSIGNED,
-            f"{operators.threshold} operators have to sign, and the keys of {len(chosen)} are here",
-            "name the others with --operator-key FILE, or folders with --keys, once for each",
-        )
-    return chosen

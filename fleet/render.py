@@ -46,8 +46,9 @@ def print_table(table: Table, out: IO[str] | None = None) -> None:
 
 
 def registry_table(published: Sequence[Published]) -> Table:
-    """Models and versions with what was measured of them."""
-    table = _table("Model", "Version", "Release", "Size", "Manifest", "Recipe", "Profile", "Metrics")
+    """Models and versions, who answers for them, and what was measured of them."""
+    columns = ("Model", "Version", "Release", "Size", "Manifest", "Team", "Approved by", "Recipe", "Profile")
+    table = _table(*columns, "Metrics")
     for entry in published:
         m = entry.manifest
         table.add_row(
@@ -56,6 +57,8 @@ def registry_table(published: Sequence[Published]) -> Table:
             str(m.release),
             size(m.size_bytes),
             entry.sha256[:12],
+            entry.team or "",
+            clean(", ".join(entry.approved_by)),
             m.lineage.recipe,
             m.lineage.profile,
             metrics(m),

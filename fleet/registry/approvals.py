@@ -136,7 +136,12 @@ def read(pending: Path, name: str, version: str, policy: Policy) -> Pending:
             f"{folder}: its manifest calls itself {manifest.name}@{manifest.version}",
             "publish the bundle again; look for who altered the file",
         )
-    envelopes = [path.read_bytes() for path in sorted(folder.glob("*.approval"))]
+    try:
+        envelopes = [path.read_bytes() for path in sorted(folder.glob("*.approval"))]
+    except OSError as e:
+        raise BundleRejected(
+            Reason.TRUST_FAILED, f"{e.filename}: {e.strerror}", "remove what is no approval from this folder"
+        ) from e
     return Pending(manifest, data, count(envelopes, manifest, canonical.sha256_hex(data), policy))
 
 
@@ -144,7 +149,7 @@ def every(pending: Path) -> list[tuple[str, str]]:
     """Model and version of all that await approvals."""
     # A folder without a manifest is what a kill while staging left.
     names = sorted(path.parent.name for path in pending.glob(f"*/{_MANIFEST}"))
-    return [(name, version) for name, at, version in (n.partition("@") for n in names) if at]
+    return [(name, version) for name, _, version in (n.partition("@") for n in names)]
 
 
 def count(envelopes: Sequence[bytes], manifest: Manifest, sha256: str, policy: Policy) -> dict[str, bytes]:
@@ -218,5 +223,9 @@ def _holds(envelope: bytes, trusted: Mapping[str, bytes], expected: bytes) -> bo
 def _folder(pending: Path, name: str, version: str) -> Path:
     # Both are names of the manifest's form: no slash, no leading dot.
     if not shelves.is_model(target_name(name, version)):
-        raise RuntimeError(name)
+        raise BundleRejected(
+            Reason.MANIFEST_INVALID,
+            f"{pending}: {name}@{version} is no model's version",
+            "remove this folder; no command of this program makes one of this name",
+        )
     return pending / f"{name}@{version}"

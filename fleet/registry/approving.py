@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from edge_contract.manifest import target_name
 from fleet.registry import approvals, operators, repository, shelves, signers, teams
 from fleet.registry.approvals import Pending, Policy
 from fleet.registry.keys import Keys
+from fleet.registry.publish import Bundle
 from fleet.registry.repository import Repository
 
 
@@ -59,8 +61,15 @@ def approve(
 ) -> tuple[Pending, Policy]:
     """Approve a staged version; returns it with all approvals that count. Raises InputRejected.
 
-    `expected` is the beginning of the digest that the approver looked at, empty if he does not say.
+    `expected` is the digest of the manifest that the approver looked at, at least its first 12 digits: what
+    lies staged may have been put there by anyone.
     """
+    if not re.fullmatch(r"[0-9a-f]{12,64}", expected.lower()):
+        raise InputRejected(
+            Reason.BAD_INPUT,
+            f"{expected!r} is no digest of a manifest: 12 to 64 hexadecimal digits are",
+            "give your own copy of the bundle instead, and its digest is computed",
+        )
     tree = repo.draft.tree
     policy = approvals.policy_for(tree.top, tree.shelf_of(target_name(name, version)))
     found = approvals.read(repo.pending, name, version, policy)
@@ -72,6 +81,18 @@ def approve(
         )
     approvals.approve(repo.pending, found, policy, key)
     return approvals.read(repo.pending, name, version, policy), policy
+
+
+def digest_of(bundle: Bundle, name: str, version: str) -> str:
+    """The digest to expect of a version, from the approver's own copy. Raises InputRejected."""
+    manifest = bundle.manifest
+    if (manifest.name, manifest.version) != (name, version):
+        raise InputRejected(
+            Reason.BAD_INPUT,
+            f"{bundle.folder}: this is {manifest.name}@{manifest.version}, not {name}@{version}",
+            "name the folder with your copy of the version that you approve",
+        )
+    return bundle.sha256
 
 
 def to_plain(key: wire.OperatorKey) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def publish(
     else:
         click.echo(
             f"staged {name} ({bundle.sha256[:12]}): {len(done.approved_by)} of {done.needed} approvals; "
-            f"edge-fleet registry approve {folder} {name} --key FILE"
+            f"edge-fleet registry approve {folder} {name} BUNDLE_DIR --key FILE"
         )
 
 
@@ -248,7 +248,8 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
     from fleet.registry.reader import Reader, root_of
 
     reader = Reader(location, root_of(location, root))
-    published, catalogue, pending = reader.published(), reader.catalogue, reader.pending()
+    published, catalogue = reader.published(), reader.catalogue
+    pending, problems = reader.pending()
     if as_json:
         versions = [
             {
@@ -277,6 +278,7 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
                 "expired_teams": catalogue.expired_teams,
                 "refused_teams": catalogue.refused_teams,
                 "pending": [team_commands.pending_plain(found, policy) for found, policy in pending],
+                "pending_problems": problems,
             }
         )
         return
@@ -290,6 +292,7 @@ def list_versions(location: str, root: Path | None, as_json: bool) -> None:
         click.echo(f"team {team} has signed what it may not ({why}); its models are left out", err=True)
     for found, policy in pending:
         click.echo(team_commands.pending_line(found, policy))
+    arguments.warn(map(render.clean, problems))
     click.echo(
         f"revision {catalogue.revision}, refresh before {catalogue.expires:%Y-%m-%d %H:%M} UTC: "
         f"then {catalogue.first_to_expire} expires"

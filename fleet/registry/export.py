@@ -22,6 +22,7 @@ from edge_contract import canonical, dsse, wire
 from edge_contract.errors import BundleRejected, InputRejected, Reason
 from edge_contract.manifest import Manifest, blob_path, from_bytes, target_name
 from fleet.registry import files
+from fleet.registry.keys import signing_keys
 from fleet.registry.reader import Reader
 from fleet.registry.trust import Target
 
@@ -73,7 +74,8 @@ def collect(folder: Path, root: bytes, references: Sequence[tuple[str, str]]) ->
 
 def desire(
     export: Export,
-    key: Ed25519PrivateKey,
+    operators: wire.Operators,
+    keys: Sequence[Ed25519PrivateKey],
     *,
     tenant: str,
     devices: Iterable[str],
@@ -81,7 +83,11 @@ def desire(
     now_ms: int,
     expires_ms: int,
 ) -> dict[str, bytes]:
-    """For each device an order to serve exactly the exported versions, as documents of the medium."""
+    """For each device an order to serve exactly the exported versions, as documents of the medium.
+
+    Raises InputRejected: two versions of a model, too few of the operators' keys.
+    """
+    signers = signing_keys(operators, keys)
     models: list[wire.DesiredModel] = []
     for label, target in export.versions.items():
         name, _, version = label.partition("@")
@@ -96,7 +102,7 @@ def desire(
         f"desired/{device}.json": dsse.sign(
             canonical.to_bytes(wire.Desired(1, tenant, device, generation, now_ms, expires_ms, models)),
             wire.DESIRED_TYPE,
-            [key],
+            signers,
         )
         for device in devices
     }

@@ -42,6 +42,14 @@ from fleet.registry import arguments
     help="Days until the orders expire.",
 )
 @click.option("--root", type=options.PATH, help="Pinned root.json.  [default: DIR/root.json]")
+@click.option(
+    "--operator-key",
+    "operator_key_files",
+    type=options.PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Sign orders with this key; repeat it where several have to sign.  [default: those in --keys]",
+)
 @arguments.keys
 @json_option
 def export(
@@ -53,6 +61,7 @@ def export(
     generation: int | None,
     expires_days: float,
     root: Path | None,
+    operator_key_files: tuple[Path, ...],
     keys_folders: tuple[Path, ...],
     password_file: Path | None,
     as_json: bool,
@@ -61,20 +70,22 @@ def export(
 
     For devices without a network, or with one that is too slow.
 
-    Keys are needed only with --desire, the operator's.
+    Keys are needed only with --desire: as many operators' as the registry demands.
     """
     from dataclasses import replace
 
     from fleet.registry import export as exporting
-    from fleet.registry.reader import root_of
+    from fleet.registry.reader import Reader, root_of
 
     wanted = [_parsed(reference) for reference in references]
-    found = exporting.collect(folder, root_of(str(folder), root), wanted)
+    pinned = root_of(str(folder), root)
+    found = exporting.collect(folder, pinned, wanted)
     if devices:
         now_ms = time.time_ns() // 1_000_000
         orders = exporting.desire(
             found,
-            arguments.keyring(folder, keys_folders, password_file).load("operator"),
+            Reader(str(folder), pinned).operators(),
+            arguments.keyring(folder, keys_folders, password_file).operators(operator_key_files),
             tenant=options.identifier(tenant, "--tenant"),
             devices=[options.identifier(device, "--desire") for device in devices],
             generation=generation or now_ms,

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from securesystemslib.signer import Key, Signer  # type: ignore[attr-defined]
 
-from edge_contract import canonical
+from edge_contract import canonical, dsse, wire
 from edge_contract.errors import InputRejected, Reason
 from fleet.registry import files, signers
 from fleet.registry.password import pin
@@ -186,6 +186,26 @@ def open_private(path: Path, password: Callable[[], bytes]) -> Ed25519PrivateKey
             Reason.BAD_INPUT, f"{path}: not an Ed25519 key", "restore the file that init made"
         )
     return key
+
+
+def signing_keys(operators: wire.Operators, keys: Sequence[Ed25519PrivateKey]) -> list[Ed25519PrivateKey]:
+    """As many of the keys as it takes to convince a device. Raises InputRejected when they do not suffice."""
+    trusted = operators.trusted()
+    by_id = {dsse.key_id(key.public_key().public_bytes_raw()): key for key in keys}
+    chosen = [key for keyid, key in by_id.items() if keyid in trusted][: operators.threshold]
+    if not chosen:
+        raise InputRejected(
+            Reason.UNSIGNED,
+            "no operator key here is among those that the registry names",
+            "name the folder with this registry's keys with --keys",
+        )
+    if len(chosen) < operators.threshold:
+        raise InputRejected(
+            Reason.UNSIGNED,
+            f"{operators.threshold} operators have to sign, and the keys of {len(chosen)} are here",
+            "name the others with --operator-key FILE, or folders with --keys, once for each",
+        )
+    return chosen
 
 
 def generate(counts: Mapping[str, int]) -> dict[str, list[Ed25519PrivateKey]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_contract import canonical, wire
-from edge_contract.errors import BundleRejected, InputRejected, Reason
+from edge_contract.errors import BundleRejected, EdgewardError, InputRejected, Reason
 from edge_contract.manifest import Manifest, blob_path, from_bytes, target_name
 from fleet.registry import approvals, trust
 from fleet.registry.shelves import is_model, model_of
@@ -77,16 +77,22 @@ class Reader:
                 "publish the operators again with a matching version of edgeward",
             ) from e
 
-    def pending(self) -> list[tuple[approvals.Pending, approvals.Policy]]:
-        """Versions that await approvals; only a folder shows them. Raises BundleRejected."""
+    def pending(self) -> tuple[list[tuple[approvals.Pending, approvals.Policy]], list[str]]:
+        """Versions that await approvals, and what is wrong with others; only a folder shows them.
+
+        Nothing there is signed as a whole, so that one bad folder says nothing about the rest.
+        """
         if trust.is_url(self.catalogue.location):
-            return []
+            return [], []
         folder = Path(self.catalogue.location, "pending")
-        found = []
+        found, problems = [], []
         for name, version in approvals.every(folder):
-            policy = self.catalogue.policy_for(target_name(name, version))
-            found.append((approvals.read(folder, name, version, policy), policy))
-        return found
+            try:
+                policy = self.catalogue.policy_for(target_name(name, version))
+                found.append((approvals.read(folder, name, version, policy), policy))
+            except EdgewardError as e:
+                problems.append(f"pending/{name}{'@' * bool(version)}{version}: {e}")
+        return found, problems
 
     def _approvers(self, name: str, target: trust.Target) -> Sequence[str]:
         """Those named today whose approval was published with a version, verified."""

@@ -170,18 +170,20 @@ def approvers(
 @click.command()
 @arguments.folder
 @click.argument("reference", metavar="MODEL@VERSION")
+@click.argument("bundle_dir", required=False, type=options.PATH)
 @arguments.keys
 @click.option("--key", type=options.PATH, required=True, metavar="FILE", help="The approver's private key.")
 @click.option(
     "--manifest-sha256",
     metavar="HEX",
-    help="What you looked at: refuse if another manifest is staged. The first 12 digits do.",
+    help="Instead of BUNDLE_DIR: digest of the manifest that you looked at. The first 12 digits do.",
 )
 @click.option("--finish", is_flag=True, help="Publish it if that was the last one; needs the keys for it.")
 @json_option
 def approve(
     folder: Path,
     reference: str,
+    bundle_dir: Path | None,
     keys_folders: tuple[Path, ...],
     password_file: Path | None,
     key: Path,
@@ -191,16 +193,22 @@ def approve(
 ) -> None:
     """Approve a version that was staged by `publish`.
 
-    The approval is a signature over the manifest's digest. It is verified when the version is signed into
-    the targets, and published with it.
+    BUNDLE_DIR is your own copy, which you have looked at; if another one is staged, it is refused. The
+    approval is a signature over the manifest's digest. It is verified when the version is signed into the
+    targets, and published with it.
     """
     from fleet.registry import approving, publish, repository
 
     name, version = options.reference(reference)
+    if (bundle_dir is None) == (manifest_sha256 is None):
+        raise click.UsageError("say what you looked at: BUNDLE_DIR, your own copy, or --manifest-sha256")
+    expected = manifest_sha256 or ""
+    if bundle_dir is not None:
+        expected = approving.digest_of(publish.load(bundle_dir), name, version)
     keyring = arguments.keyring(folder, keys_folders, password_file)
     with repository.opened(folder, keyring.pinned_root()) as repo:
         private = arguments.private_key(key, password_file)
-        found, policy = approving.approve(repo, name, version, private, manifest_sha256 or "")
+        found, policy = approving.approve(repo, name, version, private, expected)
         enough = len(found.given) >= policy.needed
         if finish and enough:
             bundle = publish.staged(repo, name, version)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from edge_contract import wire
+from edge_contract import dsse, wire
+from fleet.registry.keys import Keys, signing_keys
 from tests.support.broker import Mosquitto
 from tests.unit.fleet import samples
 from tests.unit.fleet.device_double import Device
@@ -73,9 +74,25 @@ def test_a_removed_operator_sends_nothing(
 
 
 def test_the_envelope_has_no_more_signatures_than_it_takes(two: Path, run: Run) -> None:
-    from fleet.driver import signing_keys
-    from fleet.registry.keys import Keys
-
     keys = Keys(two.parent / "keys", samples.PASSWORD.encode).operators()
     operators = wire.Operators(1, 1, samples.reader(two).operators().keys)
     assert len(signing_keys(operators, keys)) == 1
+
+
+def test_an_order_on_a_stick_is_signed_by_as_many(
+    two: Path, tmp_path: Path, run: Run, refused: Refused
+) -> None:
+    export = ("registry", "export", two, "fashion@1.0.0", "--desire", "a", "-o")
+    run(*export, tmp_path / "out")
+    operators = samples.reader(two).operators()
+
+    def order(folder: Path) -> bytes:
+        data = (folder / "desired" / "a.json").read_bytes()
+        return dsse.open_envelope(data, wire.DESIRED_TYPE, operators.trusted(), operators.threshold)
+
+    assert wire.decode(order(tmp_path / "out"), wire.Desired).device == "a"
+    one = ("--operator-key", two.parent / "keys" / "operator.pem")
+    refused(*export, tmp_path / "less", *one, code=2, reason="unsigned")
+    assert not (tmp_path / "less").exists()
+    run(*export, tmp_path / "both", *one, "--operator-key", two.parent / "keys" / "operator.2.pem")
+    assert order(tmp_path / "both")

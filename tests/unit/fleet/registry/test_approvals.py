@@ -48,7 +48,9 @@ def device(staged: Path, tmp_path: Path) -> Client:
 def approve(
     run: Callable[..., object], registry: Path, key: Path, *more: object, **expected: object
 ) -> object:
-    return run("registry", "approve", registry, "fashion@1.0.0", "--key", key, *more, **expected)
+    """With the approver's own copy, unless `more` says what they looked at."""
+    copy = () if "--manifest-sha256" in more else (registry.parent / "bundle",)
+    return run("registry", "approve", registry, "fashion@1.0.0", *copy, "--key", key, *more, **expected)
 
 
 def test_two_approvals_publish_and_one_does_not(
@@ -102,6 +104,8 @@ def test_strangers_approve_nothing(staged: Path, people: Path, refused: Refused,
         "fashion@9",
         "--key",
         people / "bob.pem",
+        "--manifest-sha256",
+        "0" * 12,
         code=2,
         reason="not_published",
     )
@@ -129,6 +133,59 @@ def test_approvals_of_another_manifest_do_not_count(
     approve(
         refused, staged, people / "bob.pem", "--manifest-sha256", looked_at, code=4, reason="digest_mismatch"
     )
+
+
+def test_nobody_approves_blindly(
+    staged: Path, people: Path, tmp_path: Path, run: Run, refused: Refused
+) -> None:
+    blind = ("registry", "approve", staged, "fashion@1.0.0", "--key", people / "alice.pem")
+    assert "BUNDLE_DIR" in run(*blind, code=2).stderr
+    for short in ("", "a", "3f2a91bc0d1", "not a digest"):
+        refused(*blind, "--manifest-sha256", short, code=2, reason="bad_input")
+    # Somebody has exchanged what is staged: the approver's own copy, or its digest, shows it.
+    samples.bundle(tmp_path / "evil", weights=b"evil")
+    shutil.copy(tmp_path / "evil" / "manifest.json", staged / "pending" / "fashion@1.0.0" / "manifest.json")
+    refused(*blind, tmp_path / "bundle", code=4, reason="digest_mismatch")
+    samples.bundle(tmp_path / "two", version="2.0.0", release=2)
+    line = refused(*blind, tmp_path / "two", code=2, reason="bad_input")
+    assert "fashion@2.0.0" in line
+    assert not list((staged / "pending" / "fashion@1.0.0").glob("*.approval"))
+
+
+def test_a_list_shows_teams_and_approvers(staged: Path, people: Path, run: Run) -> None:
+    for name in ("alice", "bob"):
+        approve(run, staged, people / f"{name}.pem", "--finish")
+    run("registry", "delegate", staged, "fashion", "--team", "vision")
+    head, row = run("registry", "list", staged).stdout.splitlines()[:2]
+    assert "Team" in head
+    assert "Approved by" in head
+    assert " vision " in row
+    assert " alice, bob " in row
+
+
+def test_what_is_wrong_below_pending_is_named_and_the_rest_listed(
+    staged: Path, run: Run, refused: Refused
+) -> None:
+    pending = staged / "pending"
+    for name, data in (("a@1", b"{}"), ("nothing", b"{}"), (".x@..", b""), ("digits@1", None)):
+        (pending / name).mkdir()
+        if data is None:
+            shutil.copy(pending / "fashion@1.0.0" / "manifest.json", pending / name)
+        else:
+            (pending / name / "manifest.json").write_bytes(data)
+    result = run("registry", "list", staged)
+    assert "pending: fashion@1.0.0" in result.stdout
+    assert len(result.stderr.splitlines()) == 4, result.stderr
+    listed = samples.json_of(run("registry", "list", staged, "--json"))
+    assert [p["name"] for p in listed["pending"]] == ["fashion"]
+    assert len(listed["pending_problems"]) == 4
+    (pending / "fashion@1.0.0" / "x.approval").mkdir()
+    (problem,) = [
+        p
+        for p in samples.json_of(run("registry", "list", staged, "--json"))["pending_problems"]
+        if "fashion" in p and "digits" not in p
+    ]
+    assert "x.approval" in problem
 
 
 def test_forged_and_foreign_approvals_do_not_count(
