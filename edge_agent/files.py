@@ -16,8 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edge_contract.console import os_fault
+from edge_contract.errors import StorageFault
 
 _TEMPORARY = ".tmp"
+_ASIDE = ".damaged-"
 _FALLOC_FL_KEEP_SIZE = 1
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -205,14 +207,27 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def set_aside(path: Path, stamp: int) -> Path:
-    """Rename a damaged file so that it can be looked at later; returns its new name."""
-    aside = path.with_name(f"{path.name}.damaged-{stamp}")
-    while aside.exists():  # a clock that does not run gives every start the same stamp
-        stamp += 1
-        aside = path.with_name(f"{path.name}.damaged-{stamp}")
+def set_aside(path: Path, stamp: int, folder: Path | None = None) -> Path:
+    """Rename a damaged file so that it can be looked at later; returns its new name, in `folder` if given.
+
+    Of each name the newest two are kept: a disk that goes on damaging must not be filled by it.
+    """
+    folder = folder or path.parent
+    while (aside := folder / f"{path.name}{_ASIDE}{stamp}").exists():
+        stamp += 1  # a clock that does not run gives every start the same stamp
     move(path, aside)
+    if folder != path.parent:
+        sync_folder(path.parent)
+    with suppress(StorageFault):  # the next one that is set aside tries again
+        _drop_older(aside, path.name)
     return aside
+
+
+def _drop_older(newest: Path, name: str) -> None:
+    stamps = (n.removeprefix(f"{name}{_ASIDE}") for n in names(newest.parent))
+    others = sorted(int(s) for s in stamps if s.isdecimal() and f"{name}{_ASIDE}{s}" != newest.name)
+    for stamp in others[:-1]:
+        remove_link(newest.with_name(f"{name}{_ASIDE}{stamp}"))
 
 
 def sync_file(path: Path) -> None:

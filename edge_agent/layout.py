@@ -12,6 +12,7 @@ state_dir/
   desired.json    the newest accepted desired state
   inbox/          what `edge-agent import` has for the control process
   outbox.db       what waits for the controller
+  *.damaged-N     set aside, here or beside what took its place; of each name the newest two
 run_dir/
   control.sock    repository and statistics, for the control process
   inference.sock  clients

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from edge_agent.update.confine import confine
 
 _PR_SET_PDEATHSIG = 1
+UNCONFINED = "unconfined"
 
 
 class Limits(NamedTuple):
@@ -30,7 +31,8 @@ class Limits(NamedTuple):
 
     `memory_bytes` is data, not address space: runtimes reserve much more than they use. Over `cpu_s` the
     kernel ends it with SIGXCPU; over `file_bytes` a write fails. `confined` takes sockets and other
-    programs away (confine.py), `expendable` makes it the first that a kernel short of memory ends.
+    programs away (confine.py); where that cannot be, the child's first line says so (UNCONFINED).
+    `expendable` makes it the first that a kernel short of memory ends.
     """
 
     memory_bytes: int = 0
@@ -67,7 +69,7 @@ def _tie(parent: int, limits: Limits) -> None:
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     if limits.confined and (problem := confine()):
-        print(f"this candidate runs with the network of the agent: {problem}", file=sys.stderr)
+        print(json.dumps({"event": UNCONFINED, "why": problem}), flush=True)
 
 
 if __name__ == "__main__":

@@ -137,6 +137,22 @@ class Store:
         models = files.names(self._layout.models)
         return [name for name in models if "current" in files.names(self._layout.models / name)]
 
+    def clear_models(self, stamp: int) -> list[str]:
+        """Set aside what is no folder where a model's links belong, as a filesystem check may leave it.
+
+        Returns their new names, in the state folder. Raises StorageFault.
+        """
+        strays = [name for name in files.names(self._layout.models) if not self._is_folder(name)]
+        return [
+            files.set_aside(self._layout.models / name, stamp, self._layout.state).name for name in strays
+        ]
+
+    def _is_folder(self, name: str) -> bool:
+        try:
+            return (self._layout.models / name).is_dir()
+        except OSError as e:
+            raise os_fault(e) from e
+
     def collect(self, keep: set[str]) -> list[str]:
         """Remove versions that no link names and that are not in `keep`; returns their digests.
 

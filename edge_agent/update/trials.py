@@ -22,7 +22,7 @@ from edge_agent.update import probation
 from edge_agent.update.changes import STORE_AT_FAULT, Step
 from edge_agent.update.children import Child, Ended
 from edge_agent.update.journal import Entry, Ref
-from edge_agent.update.leash import Limits
+from edge_agent.update.leash import UNCONFINED, Limits
 from edge_agent.update.machine import Event
 from edge_agent.update.store import Store
 from edge_contract.errors import DeviceUnfit, EdgewardError, Reason, StorageFault, TransferFailed
@@ -50,6 +50,7 @@ class PreflightJob:
         self._digest = entry.target.digest
         self._starts = 0
         self._passed = False
+        self._unconfined = ""
         self._limits = Limits()
         self._child: Child | None = None
         self._refusal = _interface_refusal(entry, entry.target, store) or _room_refusal(entry.target, store)
@@ -60,12 +61,15 @@ class PreflightJob:
         if self._child is None:
             return [self._refusal] if self._refusal else []
         ended = self._child.ended()  # before the lines, so that none of them is missed
-        self._passed = self._passed or any(line.get("ok") is True for line in self._child.lines())
+        for line in self._child.lines():
+            self._passed |= line.get("ok") is True
+            if line.get("event") == UNCONFINED:
+                self._unconfined = f"it was tried with the network of the agent: {line.get('why')}"
         if ended is None:
             return []
         self._child = None
         if self._passed:  # what came after the verdict was the prepared form, which may fail
-            return [Step(Event.PASSED)]
+            return [Step(Event.PASSED, detail=self._unconfined)]
         if ended.code == -signal.SIGKILL and not ended.hung and self._starts < _MOST_STARTS:
             return self._start_again()
         return [self._finding(ended)]

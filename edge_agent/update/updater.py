@@ -65,6 +65,7 @@ class Updater:
         self._unwritten: wire.Desired | None = None
         self._unread: list[Callable[[int], None]] = [
             self._make_folders,
+            self._clear_models,
             self._read_journals,
             self._read_desired,
             self._settle_floor,
@@ -202,6 +203,10 @@ class Updater:
             self._store.make_folders()
         except StorageFault as e:
             self._tell(str(e), now_ms)  # what is there is enough to serve and to read
+
+    def _clear_models(self, now_ms: int) -> None:
+        for aside in self._store.clear_models(now_ms):
+            self._tell(f"in models, what was no folder is set aside as {aside}", now_ms)
 
     def _read_journals(self, now_ms: int) -> None:
         """One driver per model; one that cannot be read now must not hold up the others."""

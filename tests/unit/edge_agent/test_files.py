@@ -249,6 +249,23 @@ def test_remove_leftovers_removes_only_leftovers(tmp_path: Path) -> None:
     files.remove_leftovers(tmp_path / "missing")
 
 
+def test_of_what_is_set_aside_the_newest_two_stay(tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    (tmp_path / "f.json.damaged-by-hand").touch()
+    (tmp_path / "g.json.damaged-1").touch()
+    for stamp, text in ((9, "a"), (10, "b"), (10, "c"), (12, "d"), (3, "e")):  # the clock was set back
+        path.write_text(text)
+        aside = files.set_aside(path, stamp)
+        assert aside.read_text() == text
+    kept = {p.name: p.read_text() for p in tmp_path.glob("*.damaged-*")}
+    assert kept == {
+        "f.json.damaged-3": "e",
+        "f.json.damaged-12": "d",
+        "f.json.damaged-by-hand": "",
+        "g.json.damaged-1": "",
+    }
+
+
 def test_set_aside_keeps_the_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "f.json").write_text("damaged")
     aside = files.set_aside(tmp_path / "f.json", 1234)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -1205,6 +1206,22 @@ def test_a_rollback_is_in_the_journal_before_it_is_answered(
 
 
 # rollback
+
+
+def test_a_file_in_the_place_of_a_models_folder_gives_way(agent: Agent, refs: list[Ref]) -> None:
+    """A filesystem check after a power cut may leave it. It holds up neither the model nor the clean-up."""
+    agent.deploy(refs[0])
+    folder = agent.layout.models / "tiny"
+    shutil.rmtree(folder)
+    folder.write_text("lost")
+    agent.restart()
+    agent.deploy(refs[1])
+    assert agent.view().version == "2.0.0"
+    assert agent.on_disk()[0] == refs[1]
+    agent.run_until(lambda: files.names(agent.layout.store) == [refs[1].digest], "the clean-up")
+    (aside,) = agent.layout.state.glob("tiny.damaged-*")
+    assert aside.read_text() == "lost"
+    assert any(aside.name in event.detail for event in agent.events)
 
 
 def test_rollback_goes_back_once(agent: Agent, refs: list[Ref], double: InferenceDouble) -> None:

@@ -113,6 +113,19 @@ def test_a_killed_child_that_cannot_be_started_again_interrupts(
     assert "ENOMEM" in step.detail
 
 
+def test_a_kernel_that_cannot_confine_is_told_with_the_verdict(
+    tmp_path: Path, layout: Layout, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = bundle(tmp_path, layout)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "sitecustomize.py").write_text("import platform\nplatform.machine = lambda: 'vax'\n")
+    monkeypatch.setenv("PYTHONPATH", f"{other}:{Path.cwd()}")
+    step = outcome(start(good))
+    assert step.event is Event.PASSED
+    assert step.detail == "it was tried with the network of the agent: no filter is known for vax"
+
+
 def test_a_child_that_dies_after_its_verdict_has_passed(
     tmp_path: Path, layout: Layout, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
