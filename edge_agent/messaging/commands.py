@@ -12,11 +12,12 @@ from typing import Any, NamedTuple, Protocol
 from edge_agent.messaging.mqtt import Message
 from edge_agent.messaging.outbox import Outbox
 from edge_contract import canonical, wire
-from edge_contract.errors import EdgewardError, MessageRejected, Reason, StorageFault
+from edge_contract.errors import DeviceUnfit, EdgewardError, MessageRejected, Reason
 
 log = logging.getLogger("edge_agent.commands")
 
 _TOPIC_LIMIT_BYTES = 1024
+_MISTAKE_CHARACTERS = 300
 
 
 class Pending(Protocol):
@@ -65,29 +66,33 @@ class Commands:
                 data = item.work.poll()
             except EdgewardError as e:
                 self._open.remove(item)
-                self._finish(item.message, _failure(item.command.id, e, now_ms))
+                self._finish(item.message, item.command, _failure(item.command.id, e, now_ms))
+                continue
+            except Exception as e:  # noqa: BLE001 - answered and logged
+                self._open.remove(item)
+                self._finish(item.message, item.command, _mistake(item.command, e, now_ms))
                 continue
             if data is not None:
                 self._open.remove(item)
-                self._finish(item.message, _success(item.command.id, data, now_ms))
+                self._finish(item.message, item.command, _success(item.command.id, data, now_ms))
 
     def _dispatch(self, message: Message, command: wire.Command, now_ms: int) -> None:
         try:
             outcome = self._handlers[command.name](command)
         except EdgewardError as e:
-            self._finish(message, _failure(command.id, e, now_ms))
+            self._finish(message, command, _failure(command.id, e, now_ms))
+            return
+        except Exception as e:  # noqa: BLE001 - answered and logged
+            self._finish(message, command, _mistake(command, e, now_ms))
             return
         if isinstance(outcome, dict):
-            self._finish(message, _success(command.id, outcome, now_ms))
+            self._finish(message, command, _success(command.id, outcome, now_ms))
         else:
             self._open.append(_Open(message, command, outcome))
 
-    def _finish(self, message: Message, result: wire.Result) -> None:
+    def _finish(self, message: Message, command: wire.Command, result: wire.Result) -> None:
         body = canonical.to_bytes(result)
-        try:
-            self._outbox.keep_result(result.id, body)
-        except StorageFault as e:
-            log.error("the result of command %s cannot be kept: %s", result.id, e)
+        self._outbox.keep_result(command.id, command.expires_ms, body)
         self._answer(message, body)
 
     def _answer(self, message: Message, body: bytes) -> None:
@@ -118,3 +123,11 @@ def _success(command_id: str, data: dict[str, Any], now_ms: int) -> wire.Result:
 
 def _failure(command_id: str, error: EdgewardError, now_ms: int) -> wire.Result:
     return wire.Result(1, command_id, False, error.reason, error.what, error.next_step, now_ms)
+
+
+def _mistake(command: wire.Command, error: Exception, now_ms: int) -> wire.Result:
+    """Nobody foresaw it: the traceback is for the log, but who asked is not left without an answer."""
+    log.error("command %s (%s) failed", command.id, command.name, exc_info=error)
+    what = f"command {command.name} failed here: {type(error).__name__}: {error}"
+    step = "look for the traceback in the log of edge-agent.service"
+    return _failure(command.id, DeviceUnfit(Reason.DEVICE_UNFIT, what[:_MISTAKE_CHARACTERS], step), now_ms)

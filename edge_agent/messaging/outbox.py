@@ -18,6 +18,7 @@ from typing import Any
 
 from edge_agent import files
 from edge_agent.messaging.box import Box, Damaged, Put, Row
+from edge_agent.messaging.results import Result, Results
 from edge_contract import canonical, wire
 from edge_contract.errors import Reason, StorageFault
 
@@ -54,9 +55,12 @@ class Outbox:
         self._next_expiry_ms = now_ms + _EXPIRE_EVERY_MS
         self._next_retry_ms = now_ms + _RETRY_FIRST_MS
         self._retry_ms = _RETRY_FIRST_MS
+        self._on_disk_since_ms = now_ms
+        self._results = Results()
         self.swaps = 0
         try:
             self._box, self._on_disk = self._open_disk(), True
+            self._results.learn(self._box.results())
         except StorageFault as e:
             self._box, self._on_disk = self._in_memory(e), False
         self._run_at_open_ms = self._box.run_ms
@@ -92,7 +96,7 @@ class Outbox:
         """
         if not self._on_disk and now_ms >= self._next_retry_ms:
             self._back_to_disk(now_ms)
-        if self._puts or self._acks:
+        if self._puts or self._acks or any(self._results.changes()):
             self._write(now_ms)
         if now_ms >= self._next_expiry_ms:
             self._next_expiry_ms = now_ms + _EXPIRE_EVERY_MS
@@ -124,12 +128,12 @@ class Outbox:
             return len(self._puts)
 
     def result(self, command_id: str) -> bytes | None:
-        """The stored result of a command, so that the same id again does nothing. Raises StorageFault."""
-        return self._box.result(command_id)
+        """The result of a command, so that the same id again does nothing."""
+        return self._results.get(command_id)
 
-    def keep_result(self, command_id: str, body: bytes) -> None:
-        """Remember a result durably. Raises StorageFault."""
-        self._box.keep_result(command_id, body)
+    def keep_result(self, command_id: str, expires_ms: int, body: bytes) -> None:
+        """Remember a result at least until its command expires; durable with the next `flush`."""
+        self._results.add(Result(command_id, expires_ms, body))
 
     def close(self, now_ms: int) -> None:
         """Store what is left and close."""
@@ -137,13 +141,22 @@ class Outbox:
         self._box.close()
 
     def _write(self, now_ms: int) -> None:
-        durable = any(put.stream == "event" for put in self._puts)
+        results, forgotten = self._results.changes()
+        durable = bool(results) or any(put.stream == "event" for put in self._puts)
         self._attempt(
             lambda: self._removed.update(
-                self._box.apply(self._puts, self._acks, run_ms=self._run_ms(now_ms), durable=durable)
+                self._box.apply(
+                    self._puts,
+                    self._acks,
+                    run_ms=self._run_ms(now_ms),
+                    durable=durable,
+                    results=results,
+                    forgotten=forgotten,
+                )
             ),
             now_ms,
         )
+        self._results.stored()
         self._puts, self._acks, self._put_bytes = [], [], 0
 
     def _attempt(self, use: Any, now_ms: int) -> None:
@@ -154,11 +167,13 @@ class Outbox:
             if not self._on_disk:
                 raise  # memory does not fail
             run_ms = self._run_ms(now_ms)
-            self._box.close()
-            self._box, self._on_disk = self._in_memory(e), False
+            failed = self._box
+            failed.close()
+            self._box, self._on_disk = self._in_memory(e, heir_of=failed), False
             self._box.run_ms = self._run_at_open_ms = run_ms
             self._began_ms = now_ms
-            self._retry_ms = _RETRY_FIRST_MS
+            if now_ms - self._on_disk_since_ms > _RETRY_MAX_MS:
+                self._retry_ms = _RETRY_FIRST_MS  # else it was no recovery
             self._next_retry_ms = now_ms + self._retry_ms
             self.swaps += 1
             use()
@@ -172,13 +187,15 @@ class Outbox:
         except StorageFault:
             return
         try:
-            moved = disk.adopt(self._box, max(run_ms, disk.run_ms))
+            self._results.learn(disk.results())
+            moved = disk.adopt(self._box, max(run_ms, disk.run_ms), self._results.all())
         except StorageFault:
             disk.close()
             return
         self._box.close()
         self._box, self._on_disk = disk, True
         self._run_at_open_ms, self._began_ms = max(run_ms, disk.run_ms), now_ms
+        self._on_disk_since_ms = now_ms
         self._removed.clear()
         self.swaps += 1
         self._say(f"the outbox is on the disk again; {moved} rows were moved to it from memory")
@@ -186,15 +203,15 @@ class Outbox:
     def _run_ms(self, now_ms: int) -> int:
         return self._run_at_open_ms + max(0, now_ms - self._began_ms)
 
-    def _in_memory(self, fault: StorageFault) -> Box:
+    def _in_memory(self, fault: StorageFault, heir_of: Box | None = None) -> Box:
         self._say(f"{fault.what}; until the disk recovers, up to {MEMORY_BYTES} bytes are kept in memory")
-        return Box(None, max_bytes=min(self._max_bytes, MEMORY_BYTES))
+        return Box(None, max_bytes=min(self._max_bytes, MEMORY_BYTES), heir_of=heir_of)
 
     def _open_disk(self) -> Box:
         """Raises StorageFault."""
         files.make_folder(self._path.parent)
         try:
-            return Box(self._path, max_bytes=self._max_bytes)
+            box = Box(self._path, max_bytes=self._max_bytes)
         except Damaged as e:
             for suffix in ("-wal", "-shm"):
                 files.remove_link(self._path.with_name(self._path.name + suffix))
@@ -202,6 +219,9 @@ class Outbox:
             self._stamp_ms += 1
             self._say(f"the outbox was damaged ({e}) and set aside as {aside.name}; a new epoch begins")
             return self._open_new()
+        if box.dropped:
+            self._say(f"{box.dropped} rows of the outbox were damaged on the disk and are lost")
+        return box
 
     def _open_new(self) -> Box:
         try:

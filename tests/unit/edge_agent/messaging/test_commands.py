@@ -12,7 +12,7 @@ from edge_agent.messaging.commands import Commands, text_argument
 from edge_agent.messaging.mqtt import Message
 from edge_agent.messaging.outbox import Outbox
 from edge_contract import wire
-from edge_contract.errors import DeviceUnfit, MessageRejected, Reason
+from edge_contract.errors import DeviceUnfit, MessageRejected, Reason, StorageFault
 
 TOPICS = wire.Topics("acme", "line-3")
 MESSAGE = Message(TOPICS.command, b"", f"{TOPICS.result}/someone", b"\x01correlation")
@@ -150,6 +150,53 @@ def test_slow_work_that_fails_is_answered_and_holds_up_nothing(device: Device) -
         ("a", False, Reason.CANDIDATE_HUNG),
         ("b", True, Reason.OK),
     ]
+
+
+def test_a_mistake_in_a_handler_is_an_answer_too(
+    device: Device, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise IndexError("no such thing")
+
+    device.commands._handlers = {"status": broken, "bench": device.bench}
+    device.take("status", "a")
+    device.take("bench", "b")
+    monkeypatch.setattr(device.slow, "poll", broken)
+    for now_ms in (6, 7):
+        device.commands.tick(now_ms)
+    assert [(r.result.id, r.result.ok, r.result.reason) for r in device.replies] == [
+        ("a", False, Reason.DEVICE_UNFIT),
+        ("b", False, Reason.DEVICE_UNFIT),
+    ]
+    assert "IndexError: no such thing" in device.replies[0].result.what
+    assert [r.exc_info is not None for r in caplog.records] == [True, True]
+
+
+def test_a_command_is_done_once_while_the_disk_comes_and_goes(device: Device, tmp_path: Path) -> None:
+    device.take("status", "a")
+    device.outbox.flush(0)
+    fault = StorageFault(Reason.STORAGE_FAULT, "Input/output error", "check the disk")
+    with pytest.MonkeyPatch.context() as disk:
+
+        def broken(*_: Any, **__: Any) -> Any:
+            disk.undo()
+            raise fault
+
+        disk.setattr(device.outbox._box, "apply", broken)
+        device.take("status", "b")
+        device.outbox.flush(1)
+    assert not device.outbox.on_disk
+    for id_ in ("a", "b"):
+        device.take("status", id_)
+    assert device.calls == ["a", "b"]
+    device.outbox.flush(100_000)
+    assert device.outbox.on_disk
+    device.outbox.close(100_000)
+    restarted = Device(tmp_path / "outbox.db")
+    for id_ in ("a", "b"):
+        restarted.take("status", id_)
+    assert restarted.calls == []
+    restarted.outbox.close(0)
 
 
 def test_text_arguments_are_required() -> None:

@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
+from edge_agent.messaging.box import Box
 from edge_agent.messaging.outbox import Outbox, Row
 from edge_agent.messaging.pace import ALERT, EVENT, TELEMETRY
 from edge_contract import canonical, wire
-from edge_contract.errors import Reason
+from edge_contract.errors import Reason, StorageFault
 from tests.support.small_disk import fill, small_disk
 
+_GONE = "SELECT stream, epoch, first, last FROM gone"
 DAY_S = 86400.0
 DAY_MS = 86_400_000
 Open = Callable[..., Outbox]
@@ -372,7 +374,7 @@ def test_a_random_life_keeps_its_promises(opened: Open) -> None:
     for row in all_rows(outbox):
         waiting.setdefault((row.stream, row.epoch), []).append(row.seq)
     lost: dict[tuple[str, str], set[int]] = {}
-    for stream_, epoch, first, last in outbox._box._db.execute("SELECT * FROM gone"):
+    for stream_, epoch, first, last in outbox._box._db.execute(_GONE):
         lost.setdefault((stream_, epoch), set()).update(range(first, last + 1))
     for key, count in appended.items():
         assert waiting.get(key, []) == sorted(set(waiting.get(key, [])))
@@ -605,21 +607,148 @@ def test_no_committed_row_is_lost_when_the_writer_is_killed(
         opened(tmp_path / "elsewhere.db")
 
 
+# a disk that answers with a fault what it has done all the same
+
+
+class LyingDisk:
+    """COMMIT and then a fault, as an fsync with EIO behind a written log looks like."""
+
+    def __init__(self, db: Any, times: int) -> None:
+        self._db = db
+        self._times = times
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+    def execute(self, query: str, *values: Any) -> Any:
+        result = self._db.execute(query, *values)
+        if query == "COMMIT" and self._times:
+            self._times -= 1
+            raise sqlite3.OperationalError("disk I/O error")
+        return result
+
+
+def break_once(outbox: Outbox) -> None:
+    outbox._box._db = LyingDisk(outbox._box._db, 1)  # type: ignore[assignment]
+
+
+def test_a_row_that_was_stored_in_spite_of_a_fault_keeps_its_name(opened: Open) -> None:
+    outbox = opened()
+    put(outbox, "event", 0)
+    outbox.flush(0)
+    break_once(outbox)
+    put(outbox, "event", 1)
+    put(outbox, "tel", 1)
+    outbox.flush(1)
+    assert not outbox.on_disk
+    put(outbox, "event", 2)
+    found = records(outbox, 2)
+    assert [(r.stream, r.seq, r.payload["n"]) for r in found] == [
+        ("event", 2, 1),
+        ("event", 3, 2),
+        ("tel", 1, 1),
+    ]
+    outbox.flush(100_000)
+    assert outbox.on_disk
+    found = records(outbox, 100_000)
+    assert [(r.stream, r.seq, r.payload["n"]) for r in found] == [
+        ("event", 1, 0),
+        ("event", 2, 1),
+        ("event", 3, 2),
+        ("tel", 1, 1),
+    ]
+    assert len({r.epoch for r in found}) == 1
+    put(outbox, "event", 3)
+    assert records(outbox, 100_001)[-2].seq == 1  # in a new epoch
+
+
+def test_the_way_back_to_the_disk_is_tried_again_when_it_was_gone_unseen(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = opened(max_bytes=400)
+    break_once(outbox)
+    for n in range(80):
+        put(outbox, "tel", n)
+    outbox.flush(1)
+    put(outbox, "event", 1)
+    before = records(outbox, 2)
+    real, attempts = Box.adopt, []
+
+    def adopt(self: Box, *arguments: Any) -> int:
+        moved = real(self, *arguments)
+        attempts.append(moved)
+        if len(attempts) < 4:
+            raise StorageFault(Reason.STORAGE_FAULT, "disk I/O error", "check the disk")
+        return moved
+
+    monkeypatch.setattr(Box, "adopt", adopt)
+    for now_ms in range(5_000, 2_000_000, 50_000):
+        outbox.flush(now_ms)
+        if outbox.on_disk:
+            break
+    assert len(attempts) == 4
+    after = records(outbox, now_ms)
+    assert [(r.stream, r.epoch, r.seq, r.lost) for r in after] == [
+        (r.stream, r.epoch, r.seq, r.lost) for r in before
+    ]
+    assert gone(outbox) == {("tel", g.first, g.last) for g in before[0].gone}
+
+
 # results of commands
 
 
 def test_results_are_kept_across_a_restart(opened: Open) -> None:
     outbox = opened()
     assert outbox.result("a") is None
-    outbox.keep_result("a", b"answer")
+    outbox.keep_result("a", 1, b"answer")
+    assert outbox.result("a") == b"answer"
     assert opened().result("a") == b"answer"
 
 
-def test_only_the_newest_results_are_kept(opened: Open) -> None:
+def test_a_result_is_on_the_disk_before_its_answer_can_be_sent(opened: Open, tmp_path: Path) -> None:
     outbox = opened()
-    for i in range(230):
-        outbox.keep_result(f"id-{i}", str(i).encode())
-    assert [i for i in range(230) if outbox.result(f"id-{i}") is not None] == list(range(30, 230))
+    statements: list[str] = []
+    outbox._box._db.set_trace_callback(statements.append)
+    outbox.keep_result("a", 1, b"answer")
+    outbox.flush(0)
+    assert "PRAGMA synchronous=FULL" in statements
+
+
+def test_results_are_kept_until_their_commands_expire(opened: Open) -> None:
+    """Those of many commands after it forget none that could come again."""
+    outbox = opened()
+    outbox.keep_result("lives long", 10**6, b"x")
+    for i in range(1500):
+        outbox.keep_result(f"id-{i}", i, b"x")
+    outbox.flush(0)
+    for again in (outbox, opened()):
+        kept = [i for i in range(1500) if again.result(f"id-{i}") is not None]
+        assert kept == list(range(501, 1500))
+        assert again.result("lives long") == b"x"
+    for i in range(40):
+        again.keep_result(f"large-{i}", 2000 + i, b"x" * 100_000)
+    again.flush(0)
+    again = opened()
+    assert [i for i in range(40) if again.result(f"large-{i}") is not None] == list(range(20, 40))
+    assert again.result("lives long") == b"x"
+
+
+def test_results_survive_swaps_of_the_disk_and_memory(opened: Open, tmp_path: Path) -> None:
+    outbox = opened()
+    outbox.keep_result("on disk", 1, b"1")
+    outbox.flush(0)
+    break_once(outbox)
+    put(outbox, "tel", 1)
+    outbox.flush(1)
+    assert not outbox.on_disk
+    outbox.keep_result("in memory", 1, b"2")
+    outbox.flush(2)
+    assert (outbox.result("on disk"), outbox.result("in memory")) == (b"1", b"2")
+    outbox.flush(100_000)
+    assert outbox.on_disk
+    outbox.keep_result("later", 1, b"3")
+    again = opened()
+    assert [again.result(name) for name in ("on disk", "in memory", "later")] == [b"1", b"2", b"3"]
 
 
 def test_payloads_come_out_as_they_went_in(opened: Open) -> None:
