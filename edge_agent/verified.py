@@ -132,13 +132,14 @@ def _check_file(path: Path, seen: Seen | None, size_bytes: int, sha256: str, pac
             f"{path.name} of version {version} has {seen.size_bytes} bytes instead of {size_bytes}",
             _STEP,
         )
-    if _sha256(path, pace) != sha256:
+    if sha256_of(path, pace) != sha256:
         raise BundleRejected(
             Reason.DIGEST_MISMATCH, f"{path.name} of version {version} is damaged (its digest differs)", _STEP
         )
 
 
-def _sha256(path: Path, pace: Pace) -> str:
+def sha256_of(path: Path, pace: Pace) -> str:
+    """SHA-256 of a file in hex, past the cache. Raises StorageFault."""
     digest = hashlib.sha256()
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

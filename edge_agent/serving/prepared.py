@@ -11,56 +11,17 @@ import logging
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import Literal
-
-from msgspec import Struct
 
 from edge_agent import facts, files
+from edge_agent.forms import RECORD, Key, Part, Record
 from edge_agent.serving import package
 from edge_agent.serving.backends.base import Spec, form_version, optimise
 from edge_contract import canonical
 from edge_contract.console import os_fault
 from edge_contract.errors import EdgewardError, Reason, StorageFault
-from edge_contract.manifest import Count, Digest, Manifest
+from edge_contract.manifest import Manifest
 
-RECORD = "prepared.json"
-_KEY_DIGITS = 16
 _log = logging.getLogger("edge_agent.serving")
-
-
-class Key(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a form depends on beside the model. Another value of any of these needs another form."""
-
-    runtime: str
-    cpu: str
-    isa: list[str]
-    threads: int
-    spinning: bool
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return canonical.sha256_hex(canonical.to_bytes(self))[:_KEY_DIGITS]
-
-
-class Part(Struct, frozen=True, forbid_unknown_fields=True):
-    """One file of a form. While its inode and time of change are those recorded, it is not hashed again."""
-
-    name: str
-    size_bytes: Count
-    sha256: Digest
-    inode: Count
-    mtime_ns: int
-
-
-class Record(Struct, frozen=True, forbid_unknown_fields=True):
-    """What lies in a form's folder, written last."""
-
-    schema: Literal[1]
-    manifest: Digest
-    key: Key
-    model: str
-    parts: list[Part]
 
 
 def key_of(manifest: Manifest) -> Key | None:

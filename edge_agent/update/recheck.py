@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-from edge_agent import verified
+from edge_agent import forms, verified
 from edge_agent.layout import Layout
 from edge_contract.errors import BundleRejected, EdgewardError, Reason, StorageFault
 
@@ -26,6 +26,7 @@ _NICEST = 19
 class Found(NamedTuple):
     """A version that is damaged, or that the disk does not give (`damaged` is False).
 
+    `form`: not the version, but a prepared form of it. There the two are the same: it is made again.
     `begun_s`: when the look began, by the monotonic clock; what was repaired since is not meant.
     """
 
@@ -33,6 +34,7 @@ class Found(NamedTuple):
     damaged: bool
     detail: str
     begun_s: float
+    form: bool = False
 
 
 class Recheck:
@@ -98,9 +100,16 @@ class Recheck:
                 if quick:
                     verified.check(self._layout, digest, now_ms)
                 elif self._due(digest, now_ms):
+                    self._look_at_forms(digest, begun_s)
                     verified.rehash(self._layout, digest, now_ms, self._pace)
             except EdgewardError as e:
                 self._found.put(Found(digest, isinstance(e, BundleRejected), e.what, begun_s))
+
+    def _look_at_forms(self, digest: str, begun_s: float) -> None:
+        try:
+            forms.rehash(self._layout, digest, self._pace)
+        except EdgewardError as e:
+            self._found.put(Found(digest, True, e.what, begun_s, form=True))
 
     def _due(self, digest: str, now_ms: int) -> bool:
         known = verified.record(self._layout, digest)

@@ -2,7 +2,7 @@
 
 The inference process only reads them: it serves the model of the bundle then, and its index says so. What is
 made here serves from the next load on; nothing is loaded anew for it. A version is tried once in the life of
-this process.
+this process, and again when its form decays.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ class Remake:
                 self._tried.add(entry.digest)
                 if self._can_have_a_form(entry.digest):
                     self._waiting.append(entry.digest)
+
+    def again(self, digest: str) -> None:
+        """Its form has decayed: make another, although one was made before."""
+        self._tried.discard(digest)
 
     def tick(self, *, idle: bool) -> None:
         """Follow the child; start the next when the updater is idle, end it when it is not."""

@@ -163,6 +163,11 @@ class Updater:
     def _look_again(self, now_ms: int) -> None:
         named = (digest for name in self._drivers for digest in self._store.named(name) if digest)
         for found in self._recheck.poll(named, now_ms):
+            if found.form:
+                self._tell(found.detail, now_ms)
+                self._reload.decayed(found.digest)
+                self._remake.again(found.digest)
+                continue
             if not found.damaged:
                 self._tell(found.detail, now_ms)
                 continue

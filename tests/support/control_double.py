@@ -154,8 +154,10 @@ class InferenceDouble:
                 return 200, {}
             case ["v2", "repository", "models", name, "load"]:
                 digest = body["parameters"]["digest"] or self.layout.current(name).readlink().name
-                self.forms[name] = "original" if body["parameters"].get("original") else ""
-                return self._load(name, digest)
+                answer = self._load(name, digest)
+                if answer[0] == 200:
+                    self.forms[name] = "original" if body["parameters"].get("original") else ""
+                return answer
         return 404, {"error": path, "what": path, "reason": "not_found", "next_step": ""}
 
     def _load(self, name: str, digest: str) -> tuple[int, Any]:

@@ -20,11 +20,12 @@ from edge_agent import files, verified
 from edge_agent.config import Config, Update
 from edge_agent.inference import Loaded
 from edge_agent.layout import Layout
-from edge_agent.update import jobs, journal, trials
+from edge_agent.update import jobs, journal, reload, trials
 from edge_agent.update.changes import Step
 from edge_agent.update.floor import order_floor
 from edge_agent.update.journal import Entry, Ref
 from edge_agent.update.machine import CANCELLABLE, Event, State
+from edge_agent.update.recheck import Found
 from edge_agent.update.rejected import Rejected
 from edge_agent.update.store import Store
 from edge_agent.update.updater import Updater
@@ -943,6 +944,37 @@ def test_what_is_not_loaded_is_reported_and_asked_for(
     wait_for(lambda: double.loaded == {"tiny": v1.digest}, "the load")
     agent.updater.notice([Loaded("tiny", "1.0.0", v1.digest, True, Reason.OK)], agent.now_ms())
     assert (agent.view().outcome, agent.view().reason, agent.view().detail) == ("committed", Reason.OK, "")
+
+
+def test_a_form_that_has_decayed_is_dropped_and_the_original_loaded(
+    agent: Agent, refs: list[Ref], double: InferenceDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the first request is refused; another form may then be made."""
+    v1 = refs[0]
+    agent.deploy(v1)
+    updater = agent.updater
+    double.forms["tiny"] = "prepared"
+    form = agent.layout.prepared / v1.digest / "key"
+    form.mkdir(parents=True)
+    updater._remake._tried.add(v1.digest)
+    found = iter([[Found(v1.digest, True, "the prepared form is damaged", 0.0, form=True)]])
+    monkeypatch.setattr(updater._recheck, "poll", lambda *_: next(found, []))
+    monkeypatch.setattr(reload, "_PAUSE_S", 0.0)
+    double.refuse[v1.digest] = (501, Reason.MEMORY_TOO_SMALL)
+    asked = len(double.calls)
+    updater.tick(agent.now_ms())
+
+    def notice(done: Callable[[], bool]) -> bool:
+        updater.notice(updater._tools.inference.index(), agent.now_ms())
+        return done()
+
+    wait_for(lambda: notice(lambda: len(double.calls) > asked), "the first request")
+    assert not form.exists()
+    assert any("prepared form is damaged" in e.detail for e in agent.events)
+    double.refuse.clear()
+    wait_for(lambda: notice(lambda: double.forms["tiny"] == "original"), "the original")
+    wait_for(lambda: notice(lambda: v1.digest in updater._remake._tried), "another form to be made")
+    assert updater._reload._decayed == set()
 
 
 def test_a_model_that_is_removed_is_not_missed(agent: Agent, refs: list[Ref]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from edge_agent import verified
 from edge_agent.config import Config
 from edge_agent.layout import Layout
+from edge_agent.serving import adapt
 from edge_agent.update import recheck
 from edge_agent.update.recheck import Found, Recheck
 from edge_contract.errors import StorageFault
@@ -140,6 +141,41 @@ def test_a_look_that_dies_is_told_once_and_the_next_one_comes(
     (layout.version(digest) / "model.onnx").unlink()
     (found,) = look(looker, digest, 10**10)
     assert found.damaged
+
+
+@pytest.fixture
+def form(tmp_path: Path, layout: Layout) -> Path:
+    """The weights of a prepared form whose version was read a while ago."""
+    bundle = make_bundle(tmp_path, "formed", features=64, classes=32)
+    install(bundle, layout)
+    assert adapt.run(layout.version(bundle.digest), layout.prepared, 1 << 30).made
+    verified.remember(layout, bundle.digest, 1000)
+    (weights,) = layout.prepared.glob("*/*/weights.bin")
+    return weights
+
+
+@pytest.mark.parametrize("damage", ["none", "flip", "record", "no record"])
+def test_a_form_that_decays_unseen_is_found_and_named(
+    layout: Layout, looker: Recheck, form: Path, damage: str
+) -> None:
+    digest, record = form.parents[1].name, form.with_name("prepared.json")
+    {
+        "none": lambda: None,
+        "flip": lambda: flip(form),
+        "record": lambda: record.write_bytes(b"{"),
+        "no record": record.unlink,
+    }[damage]()
+    (form.parents[1] / ".new-building.tmp").mkdir()
+    look(looker, digest, 2000)  # the quick one
+    found = look(looker, digest, 3_700_000)
+    known = verified.record(layout, digest)
+    assert known is not None
+    assert known.hashed_ms == 3_700_000  # the version itself is well
+    if damage == "none":
+        assert found == []
+    else:
+        assert [(f.digest, f.damaged, f.form) for f in found] == [(digest, True, True)]
+        assert "prepared form" in found[0].detail
 
 
 def test_it_takes_its_time_and_is_stopped_at_once(
