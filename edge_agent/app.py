@@ -328,7 +328,9 @@ class App:
                 return
         if perhaps_new_keys:
             self._operators.ask(monotonic_ms())
-        self._report(wire.Event(now_ms, "refused", reason=error.reason, detail=_brief(error)))
+        command = event.topic == self._link.topics.command
+        label = f"{wire.label_of(event.payload)}: " if command else ""
+        self._report(wire.Event(now_ms, "refused", reason=error.reason, detail=label + _brief(error)))
 
     def _is_news(self, message: Message, error: MessageRejected) -> bool:
         """Take the refusal into the reported state; says whether it was not there before."""

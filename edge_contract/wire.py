@@ -172,6 +172,11 @@ class Result(_Message, frozen=True):
     data: dict[str, Any] = {}
 
 
+def label_of(command: bytes) -> str:
+    """How a device calls a command, by its envelope, in the event that says why it refused it."""
+    return f"command {canonical.sha256_hex(command)[:12]}"
+
+
 StreamName = Literal["tel", "event"]
 # First and last row of a range without holes.
 Range = tuple[Ordinal, Ordinal]

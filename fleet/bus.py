@@ -9,7 +9,7 @@ import queue
 import ssl
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Lock
@@ -173,12 +173,19 @@ class Bus:
         return found
 
     def request(
-        self, topic: str, payload: bytes, *, response_topic: str, correlation: bytes, timeout_s: float
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        response_topic: str,
+        correlation: bytes,
+        timeout_s: float,
+        look: Callable[[Message], None] = lambda _: None,
     ) -> bytes | None:
         """Publish and wait for the answer with the same correlation data; None when there was none.
 
         The request expires with the wait, so that a device that comes back later does not act on it.
-        Other messages that arrive meanwhile are dropped.
+        Other messages that arrive meanwhile, as subscribed to before, are shown to `look` and dropped.
         """
         deadline = time.monotonic() + timeout_s
         self.subscribe([response_topic])
@@ -193,6 +200,8 @@ class Bus:
             message = self.next(left_s)
             if message is not None and message.correlation == correlation:
                 return message.payload
+            if message is not None:
+                look(message)
         return None
 
     def _make_client(self) -> mqtt.Client:

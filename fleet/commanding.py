@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_contract import canonical, dsse, wire
-from edge_contract.errors import InputRejected, Reason, TransferFailed
-from fleet.bus import Bus
+from edge_contract.errors import InputRejected, MessageRejected, Reason, TransferFailed
+from fleet.bus import Bus, Message
 
 Value = str | int | float | bool
+
+_PERHAPS_NEW_KEYS = frozenset({Reason.UNSIGNED, Reason.SIGNATURE_INVALID})
 
 
 def parse_args(pairs: tuple[str, ...]) -> dict[str, Value]:
@@ -43,7 +45,7 @@ def send(
     """Sign with all keys, send, wait.
 
     How many signatures it takes is known to the device. Raises TransferFailed when there is no answer,
-    MessageRejected for a garbled one.
+    MessageRejected for a garbled one, and as soon as the device says that it refused the command.
     """
     now_ms = time.time_ns() // 1_000_000
     command = wire.Command(
@@ -57,12 +59,16 @@ def send(
         args=dict(args),
     )
     topics = wire.Topics(tenant, device)
+    envelope = dsse.sign(canonical.to_bytes(command), wire.COMMAND_TYPE, list(keys))
+    label = wire.label_of(envelope)
+    bus.subscribe([topics.event])
     answer = bus.request(
         topics.command,
-        dsse.sign(canonical.to_bytes(command), wire.COMMAND_TYPE, list(keys)),
+        envelope,
         response_topic=f"{topics.result}/{uuid.uuid4().hex}",
         correlation=command.id.encode(),
         timeout_s=timeout_s,
+        look=lambda message: _raise_refusal(message, topics.event, label, device),
     )
     if answer is None:
         raise TransferFailed(
@@ -71,6 +77,23 @@ def send(
             "see with `edge-fleet devices` whether it is online, and with `edge-fleet watch` what it refused",
         )
     return wire.decode(answer, wire.Result)
+
+
+def _raise_refusal(message: Message, topic: str, label: str, device: str) -> None:
+    """Nobody answers what is signed by nobody; a device tells it as an event."""
+    if message.topic != topic:
+        return
+    try:
+        payload = wire.decode(message.payload, wire.Record).payload
+        event = canonical.from_builtins(payload, wire.Event)
+    except (MessageRejected, canonical.DecodeFault):
+        return  # `watch` says what is wrong with it
+    if event.kind != "refused" or not event.detail.startswith(f"{label}: "):
+        return
+    what, _, step = event.detail.removeprefix(f"{label}: ").partition(f" [{event.reason.value}] → ")
+    if event.reason in _PERHAPS_NEW_KEYS:
+        step = f"try again in a minute: devices ask for new keys at most so often; if it stays, {step}"
+    raise MessageRejected(event.reason, f"{device} refused the command: {what}", step or "see what it says")
 
 
 def _value(text: str) -> Value:

@@ -15,7 +15,7 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Protocol
@@ -28,6 +28,7 @@ PREFIX = "extract/"
 _MEMBERS = 200_000
 _CHUNK_BYTES = 256 << 10
 _METADATA = re.compile(r"metadata/[A-Za-z0-9%_.-]+\.json")
+_ORDER = re.compile(r"desired/([A-Za-z0-9][A-Za-z0-9._-]{0,63})\.json")
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
@@ -36,6 +37,9 @@ class _Shelf(Protocol):
 
     def open(self, name: str) -> IO[bytes] | None:
         """The file, or None. Raises OSError or one of _BROKEN."""
+
+    def names(self) -> Iterable[str]:
+        """What is there, as far as it is listed. Raises OSError."""
 
 
 class Extract:
@@ -66,6 +70,11 @@ class Extract:
                 yield b""
                 while chunk := stream.read(_CHUNK_BYTES):
                     yield chunk
+
+    def orders(self) -> list[str]:
+        """Devices for which there is an order."""
+        found = (_ORDER.fullmatch(name) for name in self._shelf.names())
+        return sorted(match.group(1) for match in found if match)
 
     def stream(self, url: str) -> Iterator[bytes]:
         """Metadata, for edge_agent.update.trust."""
@@ -128,6 +137,9 @@ class _Folder:
             return None
         return path.open("rb")
 
+    def names(self) -> Iterable[str]:
+        return (str(path.relative_to(self._folder)) for path in self._folder.glob("desired/*"))
+
 
 class _Tar:
     def __init__(self, archive: tarfile.TarFile) -> None:
@@ -143,6 +155,9 @@ class _Tar:
         member = self._members.get(name)
         return self._archive.extractfile(member) if member is not None else None
 
+    def names(self) -> Iterable[str]:
+        return self._members
+
 
 class _Zip:
     def __init__(self, archive: zipfile.ZipFile) -> None:
@@ -155,3 +170,6 @@ class _Zip:
             return self._archive.open(name)
         except KeyError:
             return None
+
+    def names(self) -> Iterable[str]:
+        return self._archive.namelist()

@@ -28,11 +28,20 @@ from edge_agent.update.staging import Staging
 from edge_agent.update.store import Store
 from edge_agent.update.trust import Source, Target, Trust
 from edge_contract import canonical, manifest, wire
-from edge_contract.errors import BundleRejected, DeviceUnfit, InputRejected, Reason, TransferFailed
+from edge_contract.errors import (
+    BundleRejected,
+    DeviceUnfit,
+    InputRejected,
+    MessageRejected,
+    Reason,
+    TransferFailed,
+)
 from edge_contract.manifest import File, Manifest, blob_path
 from edge_contract.profile import check_fit
 
 _PART = ".import"
+# So many devices are named in a message.
+_NAMED = 5
 
 
 @dataclass
@@ -108,6 +117,8 @@ class _Import:
             self._keep(manifest.to_bytes(one))
             self._done.versions.append(f"{one.name}@{one.version}")
         Inbox(self._layout).drop(desired)
+        if desired is None and (others := self._medium.orders()):
+            raise self._for_others(others)
         return self._done
 
     def _contents(self) -> list[str]:
@@ -178,6 +189,16 @@ class _Import:
         )
         self._done.generation = order.generation
         return envelope
+
+    def _for_others(self, devices: list[str]) -> MessageRejected:
+        device = self._config.device
+        named = ", ".join(devices[:_NAMED]) + (", …" if len(devices) > _NAMED else "")
+        came = ", ".join(self._done.versions)
+        return MessageRejected(
+            Reason.WRONG_AUDIENCE,
+            f"{self._medium.path}: it brings orders for {named}, none for this device, {device}; {came} came",
+            f"bring one that was exported with --desire {device}, or deploy to it through the broker",
+        )
 
     def _copy_all(self, missing: list[File], show: Show) -> None:
         total = sum(blob.size_bytes for blob in missing)

@@ -136,12 +136,13 @@ def publish(
     password_file: Path | None,
     finish: str | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Check the bundle in BUNDLE_DIR and publish it in DIR.
 
     Versions are immutable: publishing the same bundle again does nothing, other content under a
     published version is refused, and so is a release counter that does not rise. Where approvals are
-    demanded, the version is staged until it has them; then publish it again, or with --finish.
+    demanded, the version is staged until it has them; then publish it again, or with --finish, which exits
+    with 3 while some are missing.
     """
     from fleet.registry import publish as publishing
     from fleet.registry import repository
@@ -156,10 +157,11 @@ def publish(
             repo, bundle, keyring, lambda step: click.echo(f"  {step}", err=True), delta_from=delta_from
         )
     name = f"{bundle.manifest.name}@{bundle.manifest.version}"
+    ok = finish is None or done.kind != "staged"
     if as_json:
         print_json(
             {
-                "ok": True,
+                "ok": ok,
                 "published": done.kind == "published",
                 "staged": done.kind == "staged",
                 "model": name,
@@ -177,6 +179,7 @@ def publish(
             f"staged {name} ({bundle.sha256[:12]}): {len(done.approved_by)} of {done.needed} approvals; "
             f"edge-fleet registry approve {folder} {name} BUNDLE_DIR --key FILE"
         )
+    return 0 if ok else 3
 
 
 @registry.command()

@@ -21,6 +21,9 @@ from fleet.registry.repository import Repository
 from fleet.registry.shelves import is_model, model_of
 from fleet.registry.trust import Target
 
+# edge-optimize puts the bundle there, beside its report.
+_BUNDLE = "bundle"
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
@@ -51,10 +54,12 @@ def load(folder: Path) -> Bundle:
     """
     path = folder / "manifest.json"
     if not path.is_file():
+        inside = folder / _BUNDLE
+        there = (inside / "manifest.json").is_file()
         raise InputRejected(
             Reason.BAD_INPUT,
             f"{folder}: no bundle here (manifest.json is missing)",
-            "name the folder that edge-optimize wrote",
+            f"name {inside}" if there else f"name the folder `{_BUNDLE}` below what edge-optimize wrote",
         )
     data = path.read_bytes()
     manifest = from_bytes(data)

@@ -51,6 +51,7 @@ class Reader:
         target = self.catalogue.find(target_name(name, version))
         if target is not None:
             return target.sha256
+        self._refuse_pending(name, version)
         versions = [p.manifest.version for p in self.published(name)]
         have = f"it has {', '.join(versions)}" if versions else "it has no version of this model"
         raise InputRejected(
@@ -93,6 +94,15 @@ class Reader:
             except EdgewardError as e:
                 problems.append(f"pending/{name}{'@' * bool(version)}{version}: {e}")
         return found, problems
+
+    def _refuse_pending(self, name: str, version: str) -> None:
+        for found, policy in self.pending()[0]:
+            if (found.manifest.name, found.manifest.version) == (name, version):
+                raise InputRejected(
+                    Reason.NOT_PUBLISHED,
+                    f"{name}@{version} awaits approvals: it has {len(found.given)} of {policy.needed}",
+                    "approve it with `edge-fleet registry approve`, then `registry publish --finish`",
+                )
 
     def _approvers(self, name: str, target: trust.Target) -> Sequence[str]:
         """Those named today whose approval was published with a version, verified."""

@@ -281,11 +281,15 @@ BAD_COMMANDS: dict[str, tuple[Reason, Callable[[Operator], bytes]]] = {
 def test_bad_commands_are_told_and_not_answered(operator: Operator, site: Site) -> None:
     answers = len([h for h in operator.heard if h.topic.startswith(operator.topics.result)])
     before = len(operator.events("refused"))
-    for _, make in BAD_COMMANDS.values():
-        operator.publish(operator.topics.command, make(operator), response_topic=operator.topics.result)
+    bad = [make(operator) for _, make in BAD_COMMANDS.values()]
+    for command in bad:
+        operator.publish(operator.topics.command, command, response_topic=operator.topics.result)
     operator.wait(lambda: len(operator.events("refused")) == before + len(BAD_COMMANDS), "all events")
     told = [e.reason for e in operator.events("refused")[before:]]
     assert sorted(told) == sorted(reason for reason, _ in BAD_COMMANDS.values())
+    details = [e.detail.partition(": ")[0] for e in operator.events("refused")[before:]]
+    # By which the sender knows it.
+    assert sorted(details) == sorted(wire.label_of(command) for command in bad)
     assert len([h for h in operator.heard if h.topic.startswith(operator.topics.result)]) == answers
     assert site.state.refused == ""  # that is for desired states
 

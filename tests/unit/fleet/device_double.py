@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import paho.mqtt.client as mqtt
 from msgspec.structs import replace
 from paho.mqtt.packettypes import PacketTypes
@@ -219,10 +220,20 @@ class Device:
                 known[model.name] = step
                 self.report(replace(self.state, models=list(known.values()), at_ms=now_ms()))
 
+    def _refuse(self, detail: str, reason: Reason) -> None:
+        event = wire.Event(now_ms(), "refused", reason=reason, detail=detail)
+        record = wire.Record(1, "event", "e1", 1, 0, msgspec.to_builtins(event))
+        self._client.publish(self.topics.event, canonical.to_bytes(record), 1)
+
     def _on_command(self, message: mqtt.MQTTMessage) -> None:
-        command = wire.open_command(
-            bytes(message.payload), self.operators, tenant=self.tenant, device=self.name, now_ms=now_ms()
-        )
+        payload = bytes(message.payload)
+        try:
+            command = wire.open_command(
+                payload, self.operators, tenant=self.tenant, device=self.name, now_ms=now_ms()
+            )
+        except MessageRejected as e:
+            self._refuse(f"{wire.label_of(payload)}: {e}", e.reason)
+            return
         self.commands.append(command)
         request = message.properties
         assert request is not None

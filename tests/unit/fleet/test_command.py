@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 from click.testing import Result
+from msgspec.structs import replace
 
 from edge_contract import wire
 from edge_contract.errors import InputRejected, Reason
@@ -72,6 +73,27 @@ def test_a_device_that_was_away_does_not_act_on_it_later(
     with device:
         run("command", "status", *where)
     assert [c.name for c in device.commands] == ["status"]
+
+
+def test_a_refusal_is_told_at_once(
+    where: tuple[object, ...], device: Device, refused: Callable[..., str], operators: wire.Operators
+) -> None:
+    device.operators = replace(operators, keys=[wire.OperatorKey("0" * 64, "another")])
+    with device:
+        device.say_raw(device.topics.event, b"no record", retain=False)
+        line = refused("command", "status", *where, "--timeout-s", 60, code=8, reason="unsigned")
+    assert "a refused the command: no signature by a trusted operator key [unsigned] → try again in" in line
+    assert "keys list --check" in line
+
+
+def test_the_refusal_of_another_command_is_not_this_ones(
+    where: tuple[object, ...], device: Device, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        device, "_on_command", lambda _: device._refuse("command 0: no [expired] → x", Reason.EXPIRED)
+    )
+    with device:
+        refused("command", "status", *where, "--timeout-s", 2, code=5, reason="deadline_exceeded")
 
 
 def test_a_garbled_answer(

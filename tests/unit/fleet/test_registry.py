@@ -198,6 +198,14 @@ def test_wrong_blob_missing_blob_edited_manifest(registry: Path, tmp_path: Path,
     assert tree(registry) == before
 
 
+def test_the_folder_above_a_bundle_is_named(registry: Path, tmp_path: Path, refused: Refused) -> None:
+    publish = ("registry", "publish", registry, tmp_path / "built")
+    line = refused(*publish, code=2, reason="bad_input")
+    assert "name the folder `bundle` below" in line
+    samples.bundle(tmp_path / "built" / "bundle")
+    assert refused(*publish, code=2, reason="bad_input").endswith(f"name {tmp_path}/built/bundle\n")
+
+
 def test_a_source_that_changes_while_it_is_copied_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"new bytes")

@@ -132,7 +132,17 @@ def test_an_order_is_handed_over(world: World, config: Config, tmp_path: Path) -
     assert json.loads(arrived.desired)["payloadType"] == wire.DESIRED_TYPE
     inbox.done(arrived)
     assert inbox.look() is None
-    assert import_(replace(config, device="box-3"), medium).generation is None
+
+
+@pytest.mark.parametrize("name", ["stick.tar", "stick.zip", "stick"])
+def test_a_stick_with_orders_for_others_says_so(
+    world: World, config: Config, tmp_path: Path, name: str
+) -> None:
+    medium = world.registry.export(tmp_path / name, world.v1, options=("--desire", "box-2", "--desire", "a"))
+    error = refusal(config, medium)
+    assert (type(error), error.reason) == (MessageRejected, Reason.WRONG_AUDIENCE)
+    assert "orders for a, box-2, none for this device, box-1; tiny@1.0.0 came" in error.what
+    assert (Layout(config).staging / world.v1.digest).exists()
 
 
 @pytest.mark.parametrize("of", ["another tenant", "a stranger", "the past"])

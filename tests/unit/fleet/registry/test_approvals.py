@@ -54,7 +54,7 @@ def approve(
 
 
 def test_two_approvals_publish_and_one_does_not(
-    staged: Path, people: Path, device: Client, tmp_path: Path, run: Run
+    staged: Path, people: Path, device: Client, tmp_path: Path, run: Run, refused: Refused
 ) -> None:
     assert device.find(NAME) is None
     approve(run, staged, people / "alice.pem")
@@ -65,6 +65,14 @@ def test_two_approvals_publish_and_one_does_not(
     (pending,) = samples.json_of(run("registry", "list", staged, "--json"))["pending"]
     assert pending["approved_by"] == ["alice"]
     assert "1 of 2 approvals by alice" in run("registry", "list", staged).stdout
+    finish = ("registry", "publish", staged, "--finish", "fashion@1.0.0")
+    early = samples.json_of(run(*finish, "--json", code=3))
+    assert (early["ok"], early["staged"]) == (False, True)
+    assert "1 of 2 approvals" in run(*finish, code=3).stdout
+    deploy = ("deploy", "fashion@1.0.0", "--device", "a", "--registry", staged)
+    line = refused(*deploy, code=2, reason="not_published")
+    assert "awaits approvals: it has 1 of 2 [" in line
+    assert "registry approve" in line
     approve(run, staged, people / "bob.pem")
     done = samples.json_of(run("registry", "publish", staged, "--finish", "fashion@1.0.0", "--json"))
     assert (done["published"], done["approved_by"]) == (True, ["alice", "bob"])
@@ -122,7 +130,7 @@ def test_approvals_of_another_manifest_do_not_count(
         (tmp_path / "other" / "manifest.json").read_bytes()
     )
     shutil.copytree(tmp_path / "other" / "blobs", staged / "blobs", dirs_exist_ok=True)
-    done = samples.json_of(run("registry", "publish", staged, "--finish", "fashion@1.0.0", "--json"))
+    done = samples.json_of(run("registry", "publish", staged, "--finish", "fashion@1.0.0", "--json", code=3))
     assert (done["published"], done["approved_by"], done["manifest_sha256"]) == (
         False,
         [],
@@ -197,7 +205,7 @@ def test_forged_and_foreign_approvals_do_not_count(
     (folder / "0000.approval").write_bytes(path.read_bytes())
     (folder / "1111.approval").write_bytes(b"{}")
     (folder / "2222.approval").write_bytes(path.read_bytes().replace(b'"sig":"', b'"sig":"AAAA'))
-    done = samples.json_of(run("registry", "publish", staged, "--finish", "fashion@1.0.0", "--json"))
+    done = samples.json_of(run("registry", "publish", staged, "--finish", "fashion@1.0.0", "--json", code=3))
     assert done["approved_by"] == ["alice"]
     assert device.find(NAME) is None
 
@@ -248,7 +256,7 @@ def test_an_approver_who_left_does_not_count(staged: Path, people: Path, device:
     for name in ("alice", "bob"):
         approve(run, staged, people / f"{name}.pem")
     run("registry", "approvers", staged, "--remove", "bob")
-    done = samples.json_of(run("registry", "publish", staged, "--finish", "fashion@1.0.0", "--json"))
+    done = samples.json_of(run("registry", "publish", staged, "--finish", "fashion@1.0.0", "--json", code=3))
     assert (done["published"], done["approved_by"]) == (False, ["alice"])
     assert device.find(NAME) is None
 
