@@ -98,6 +98,7 @@ def init(
     the signed root, and every later signature uses them.
     """
     from fleet.registry import repository
+    from fleet.registry.keys import exposed
     from fleet.registry.password import Password
 
     keys_folder = (*keys_folders, options.keys_beside(str(folder)))[0]
@@ -106,6 +107,7 @@ def init(
     password = Password(password_file, insecure_none=insecure_no_password).new()
     periods = _periods({key: days for key, days in numbers.items() if key.startswith("expires_days_")})
     repository.create(folder, keys_folder, password, operator_label, periods, layout)
+    arguments.warn(exposed(sorted(keys_folder.glob("*.pem"))))
     if as_json:
         pinned = str(folder / "root.json")
         print_json({"ok": True, "registry": str(folder), "keys": str(keys_folder), "root": pinned})

@@ -19,6 +19,7 @@ from typing import IO, NamedTuple
 from edge_contract.errors import BundleRejected, InputRejected, Reason
 
 _CHUNK_BYTES = 1 << 20
+_STAGE = ".edgeward.part"
 
 
 class Content(NamedTuple):
@@ -53,17 +54,61 @@ def copy(source: Path, path: Path, expected: Content) -> bool:
 
 
 @contextmanager
-def staged(folder: Path, *, mode: int = 0o755) -> Iterator[Path]:
-    """A new folder that appears under its name, whole, when the block ends, or not at all."""
-    make_folder(folder.parent)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    temporary.mkdir(mode=mode)
+def staged(*wanted: tuple[Path, int]) -> Iterator[list[Path]]:
+    """New folders of these modes that appear under their names, in this order, when the block ends, or none.
+
+    One that is there and empty, as the mount point of a stick is, is filled instead. Raises OSError, before
+    the block where nothing can be written.
+    """
+    stages: list[Path] = []
+    placed: list[Path] = []
     try:
-        yield temporary
-        temporary.rename(folder)
+        for folder, mode in wanted:
+            stages.append(_stage(folder, mode))
+        yield stages
+        for stage, (folder, mode) in zip(stages, wanted, strict=True):
+            for path in _appear(stage, folder, mode):
+                placed.append(path)
     except BaseException:
-        shutil.rmtree(temporary)
+        for path in [*placed, *stages]:
+            with suppress(OSError):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
         raise
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether `staged` may fill a folder: it is not there, or holds nothing but what a killed one left."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(path.name in (_STAGE, "lost+found") for path in folder.iterdir())
+
+
+def _stage(folder: Path, mode: int) -> Path:
+    """Where a folder is filled: on its own file system, under a name that nobody looks for."""
+    inside = folder.is_dir()
+    stage = folder / _STAGE if inside else folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    if inside and stage.is_dir():
+        shutil.rmtree(stage)
+    make_folder(stage.parent)
+    stage.mkdir(mode=mode)
+    return stage
+
+
+def _appear(stage: Path, folder: Path, mode: int) -> Iterator[Path]:
+    """Give what was staged its names, durably; yields each."""
+    if stage.parent == folder:
+        if not mode & 0o077:
+            with suppress(PermissionError):
+                folder.chmod(mode)
+        for path in sorted(stage.iterdir()):
+            yield path.rename(folder / path.name)
+        stage.rmdir()
+        _sync_folder(folder)
+    else:
+        yield stage.rename(folder)
     _sync_folder(folder.parent)
 
 

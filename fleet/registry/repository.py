@@ -96,10 +96,10 @@ def create(
     periods: signing.Periods,
     layout: Layout,
 ) -> None:
-    """Make keys and an empty registry. Both appear whole or not at all; nothing is ever overwritten."""
+    """Make keys and an empty registry. Both appear or neither, keys first; nothing is ever overwritten."""
     check_new(folder, keys_folder)
     made = keys.generate({role: layout.keys.get(role, 1) for role in keys.ROLES})
-    with files.staged(keys_folder, mode=0o700) as new_keys, files.staged(folder) as new:
+    with files.staged((keys_folder, 0o700), (folder, 0o755)) as (new_keys, new):
         root = _fill(new, made, layout.thresholds, label, periods)
         keys.save(new_keys, made, password)
         files.write(new_keys / keys.PINNED_ROOT, root)
@@ -141,7 +141,7 @@ def sign(repository: Repository, keyring: keys.Keys) -> Iterator[str]:
 def check_new(folder: Path, keys_folder: Path) -> None:
     """Refuse to mix with what exists, and keys inside the registry: what lies there is served to everyone."""
     for place, what in ((folder, "registry"), (keys_folder, "keys")):
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        if not files.is_vacant(place):
             raise InputRejected(
                 Reason.BAD_INPUT,
                 f"{place}: there is something here already, and the {what} would mix with it",

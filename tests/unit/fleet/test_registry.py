@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import stat
 import time
@@ -15,11 +17,12 @@ from click.testing import Result
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from edge_contract import canonical
-from edge_contract.errors import BundleRejected, InputRejected
+from edge_contract.errors import BundleRejected, InputRejected, StorageFault
 from edge_contract.manifest import blob_path, target_name
 from fleet.registry import files, publish, repository
 from fleet.registry.keys import ROLES, Keys
 from fleet.registry.reader import Reader
+from tests.support.small_disk import small_disk
 from tests.support.waiting import wait_for
 from tests.unit.fleet import samples
 
@@ -120,6 +123,44 @@ def test_init_overwrites_nothing_and_never_puts_keys_where_they_are_served(
     )
     assert "served to everyone" in line
     assert tree(tmp_path) == before
+
+
+def test_init_puts_keys_onto_an_empty_stick(tmp_path: Path, run: Run) -> None:
+    """A mount point cannot be replaced by a folder; it is filled."""
+    with small_disk(tmp_path / "stick", 1 << 20) as stick:
+        (stick.folder / ".edgeward.part").mkdir()  # what a kill leaves
+        (stick.folder / "lost+found").mkdir()
+        run("registry", "init", tmp_path / "registry", "--keys", stick.folder)
+        names = {path.name for path in stick.folder.iterdir()}
+        assert names == {"root.json", "lost+found", *(f"{role}.pem" for role in ROLES)}
+        assert stat.S_IMODE(stick.folder.stat().st_mode) == 0o700
+        run("registry", "refresh", tmp_path / "registry", "--keys", stick.folder)
+
+
+@pytest.mark.parametrize("empty", [True, False])
+@pytest.mark.parametrize("failing", ["keys", "registry"])
+def test_init_makes_both_folders_or_neither(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, failing: str, empty: bool
+) -> None:
+    for name in ("keys", "registry"):
+        if empty:
+            (tmp_path / name).mkdir()
+    rename = Path.rename
+
+    def broken(self: Path, target: Path) -> Path:
+        # The last of several: those before it are there already.
+        last = target.name in ("timestamp.pem", "root.json") and target.parent == tmp_path / failing
+        if target == tmp_path / failing or last:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(target))
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", broken)
+        result = run("registry", "init", tmp_path / "registry", code=StorageFault.exit_code)
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert tree(tmp_path) == {}
+    run("registry", "init", tmp_path / "registry")
+    run("registry", "refresh", tmp_path / "registry")
 
 
 def test_published_versions_are_listed(published: Path, run: Run) -> None:
