@@ -1,6 +1,6 @@
 """What is recorded of this device's own forms of models, and whether their bytes are still those.
 
-No runtime and no numpy: the control process looks, too. How a form is made and found, serving/prepared.py says.
+No runtime and no numpy: the control process looks, too. serving/prepared.py makes the forms and finds them.
 """
 
 from __future__ import annotations
