@@ -71,6 +71,7 @@ class Obtainer:
             self._doubts.append(offers)
             offers = None
         self._ways = {blob.sha256: self._usable(blob, offers) for blob in self._blobs}
+        self._offered = {e.sha256 for blob in self._blobs for e in (offers.of(blob.sha256) if offers else [])}
 
     @property
     def encoded(self) -> list[File]:
@@ -79,8 +80,8 @@ class Obtainer:
 
     @property
     def digests(self) -> set[str]:
-        """Of all encoded blobs that may still be fetched."""
-        return {way.sha256 for ways in self._ways.values() for way in ways}
+        """Of all encoded blobs, also of those that an earlier attempt fetched and this one has no use for."""
+        return set(self._offered)
 
     @property
     def coming_bytes(self) -> int:
