@@ -72,7 +72,7 @@ def keys_table(roles: Sequence[RoleView]) -> Table:
     for role in roles:
         table.add_row(
             role.role + "".join(f"\n  {pattern}" for pattern in role.models),
-            f"{role.threshold} of {len(role.keys)}",
+            f"{role.threshold} of {len(role.keys)}" + "\nunfinished" * role.unfinished,
             "\n".join(f"{key.keyid[:12]} {key.kind} {clean(key.label)}".rstrip() for key in role.keys),
             str(role.version or ""),
             f"{role.expires:%Y-%m-%d %H:%M}" if role.expires else "",

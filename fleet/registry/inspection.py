@@ -24,7 +24,10 @@ class KeyView(NamedTuple):
 
 
 class RoleView(NamedTuple):
-    """One role. `models` are the patterns that a team answers for."""
+    """One role. `models` are the patterns that a team answers for.
+
+    `unfinished`: somebody began to replace its keys, and old and new ones are good until that is finished.
+    """
 
     role: str
     threshold: int
@@ -32,6 +35,7 @@ class RoleView(NamedTuple):
     version: int
     expires: datetime | None
     models: Sequence[str] = ()
+    unfinished: bool = False
 
 
 def roles(repo: Repository, keyring: Keys, *, check: bool) -> list[RoleView]:
@@ -59,6 +63,7 @@ def to_plain(view: RoleView) -> dict[str, Any]:
         "version": view.version,
         "expires": view.expires.isoformat() if view.expires else None,
         "models": list(view.models),
+        "unfinished": view.unfinished,
         "keys": [key._asdict() for key in view.keys],
     }
 
@@ -71,7 +76,8 @@ def _tuf_roles(repo: Repository, keyring: Keys, check: bool) -> Iterator[RoleVie
         views = [KeyView(k, key.keytype, "", held.get(k)) for k, key in authority.keys.items()]
         version, expires = expiries.get(role, (0, None))
         patterns = repo.draft.editor.patterns(role)
-        yield RoleView(role, authority.threshold, views, version, expires, patterns)
+        unfinished = repo.draft.unfinished(role) is not None
+        yield RoleView(role, authority.threshold, views, version, expires, patterns, unfinished)
 
 
 def _operators(repo: Repository, keyring: Keys, check: bool) -> RoleView:

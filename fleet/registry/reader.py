@@ -75,7 +75,7 @@ class Reader:
             raise BundleRejected(
                 Reason.TRUST_FAILED,
                 f"{self.catalogue.location}: {wire.OPERATORS_TARGET}: {e.problem} at {e.path}",
-                "publish the operators again with a matching version of edgeward",
+                "see `edge-fleet registry keys list`, and change them with `keys add` and `keys remove`",
             ) from e
 
     def pending(self) -> tuple[list[tuple[approvals.Pending, approvals.Policy]], list[str]]:

@@ -357,9 +357,12 @@ def test_a_higher_threshold_survives_a_kill(tmp_path: Path) -> None:
     states = made.states_while(*command)
     put_back(made, under_way(states)[1])
     assert newest_root(made.folder).roles["timestamp"].threshold == 1
+    listed = made.run("keys", "list")["roles"]
+    assert [role["role"] for role in listed if role["unfinished"]] == ["timestamp"]
     made.run("keys", "rotate", "timestamp", "--insecure-no-password")
     role = newest_root(made.folder).roles["timestamp"]
     assert (role.threshold, len(role.keyids)) == (2, 2)
+    assert not any(role["unfinished"] for role in made.run("keys", "list")["roles"])
 
 
 def test_a_rotation_whose_new_keys_are_lost_is_begun_anew(tmp_path: Path) -> None:
