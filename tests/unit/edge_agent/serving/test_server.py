@@ -17,6 +17,7 @@ import pytest
 
 from edge_agent import config as configuration
 from edge_agent.layout import Layout
+from edge_agent.serving.starts import Starts
 from tests.support.models import (
     ABOVE,
     install,
@@ -150,6 +151,37 @@ def test_a_model_that_kills_the_process_at_load_is_passed_over_after_some_starts
     with serving(config) as server:
         server.wait_for_log("listening on")
         assert server.index()["tiny"]["reason"] == ""
+
+
+def test_a_version_that_only_lost_its_power_comes_back_by_itself(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    layout = layout_of(config)
+    install(make_bundle(tmp_path, "other"), layout)
+    bundle = make_bundle(tmp_path)
+    install(bundle, layout)
+    for _ in range(3):  # each a start that was not seen through
+        Starts(layout.starts, layout.spare_starts).begin("tiny", bundle.digest)
+    with serving(config) as server, server.client() as client:
+        assert client.infer("other", samples(1)).status == 200
+        assert server.index()["tiny"]["reason"] == "failed_starts"
+        wait_until(lambda: client.infer("tiny", samples(1)).status == 200, "an answer")
+        assert server.index()["tiny"]["reason"] == ""
+        assert list(layout.starts.iterdir()) == []
+
+
+def test_a_version_that_ends_the_process_leaves_the_others_time_in_between(tmp_path: Path) -> None:
+    config = write_config(tmp_path, max_failed_starts=1)
+    layout = layout_of(config)
+    deadly = make_bundle(tmp_path, fault="crash_at_load")
+    install(deadly, layout)
+    install(make_bundle(tmp_path, "other"), layout)
+    with serving(config) as server:
+        assert server.process.wait(30) == -signal.SIGFPE
+    with serving(config) as server, server.client() as client:
+        assert client.infer("other", samples(1)).status == 200
+        assert server.index()["tiny"]["reason"] == "failed_starts"
+        assert server.process.wait(30) == -signal.SIGFPE
+    assert Starts(layout.starts, layout.spare_starts).failed("tiny", deadly.digest) == 2
 
 
 def test_told_to_stop_while_a_model_does_not_return_from_its_load(tmp_path: Path) -> None:
