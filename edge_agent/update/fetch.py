@@ -28,7 +28,7 @@ from edge_agent.update.download import Downloader
 from edge_agent.update.floor import metadata_floor
 from edge_agent.update.gate import Gate
 from edge_agent.update.http import Client
-from edge_agent.update.obtain import Means, Obtainer, Offers, is_doubt
+from edge_agent.update.obtain import Means, Obtainer, Offers, encoded_digests, is_doubt
 from edge_agent.update.staging import Staging
 from edge_agent.update.store import Store
 from edge_agent.update.trust import Target, Trust, local_source, source
@@ -80,7 +80,7 @@ class _Fetch:
     def _bring(self, found: manifest.Manifest, digest: str, offers: Offers) -> str:
         sources, missing = self._look(found)
         source = self._source(missing, offers)
-        wanted = {digest, *(blob.sha256 for blob in found.files), *source.digests}
+        wanted = {digest, *(blob.sha256 for blob in found.files), *encoded_digests(found.files, offers)}
         self._staging.sweep(wanted, self._config.registry.keep_parts_s)
         _say("resolved", missing_bytes=source.coming_bytes, total_bytes=found.size_bytes)
         self._gate.check(source.coming_bytes)

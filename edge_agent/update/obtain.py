@@ -71,17 +71,11 @@ class Obtainer:
             self._doubts.append(offers)
             offers = None
         self._ways = {blob.sha256: self._usable(blob, offers) for blob in self._blobs}
-        self._offered = {e.sha256 for blob in self._blobs for e in (offers.of(blob.sha256) if offers else [])}
 
     @property
     def encoded(self) -> list[File]:
         """The encoded blobs that are to be fetched, as files of the staging folder."""
         return [_file(ways[0]) for ways in self._ways.values() if ways]
-
-    @property
-    def digests(self) -> set[str]:
-        """Of all encoded blobs, also of those that an earlier attempt fetched and this one has no use for."""
-        return set(self._offered)
 
     @property
     def coming_bytes(self) -> int:
@@ -182,6 +176,13 @@ class Obtainer:
         if ended.code == StorageFault.exit_code:
             raise StorageFault(reason, problem, "free space or repair the disk; the device tries again")
         raise _Useless(problem)
+
+
+def encoded_digests(blobs: Iterable[File], offers: Offers) -> set[str]:
+    """Of everything that is on offer for these, also of what an earlier attempt has fetched."""
+    if not isinstance(offers, Encodings):
+        return set()
+    return {encoding.sha256 for blob in blobs for encoding in offers.of(blob.sha256)}
 
 
 def is_doubt(error: EdgewardError) -> bool:
