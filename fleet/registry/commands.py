@@ -153,7 +153,7 @@ def publish(
         raise click.UsageError("give BUNDLE_DIR, or --finish MODEL@VERSION")
     bundle = None if bundle_dir is None else publishing.load(bundle_dir)
     keyring = arguments.keyring(folder, keys_folders, password_file)
-    with repository.opened(folder, keyring.pinned_root()) as repo:
+    with repository.opened(folder, keyring) as repo:
         bundle = bundle or publishing.staged(repo, *options.reference(finish or ""))
         done = publishing.run(
             repo, bundle, keyring, lambda step: click.echo(f"  {step}", err=True), delta_from=delta_from
@@ -226,7 +226,7 @@ def refresh(
     if given and "root" not in also:
         raise click.UsageError("--expires-days-* are kept in the root: give --also root with them")
     within = None if within_days is None else timedelta(days=within_days)
-    with repository.opened(folder, keyring.pinned_root()) as repo:
+    with repository.opened(folder, keyring) as repo:
         periods = _periods(given, repo.draft.periods)
         done = refreshing.refresh(repo, keyring, also, periods, within)
     if as_json:

@@ -43,7 +43,7 @@ def deltas(
 
     name, version = options.reference(reference)
     keyring = arguments.keyring(folder, keys_folders, password_file)
-    with repository.opened(folder, keyring.pinned_root()) as repo:
+    with repository.opened(folder, keyring) as repo:
         published = publishing.published(repo, name)
         wanted = publishing.find(published, name, version)
         made = []

@@ -80,6 +80,12 @@ class Draft:
         }
 
     @property
+    def versions(self) -> Mapping[str, int]:
+        """Every role that was ever signed, with its version."""
+        below = {name.removesuffix(".json"): meta.version for name, meta in self._snapshot.meta.items()}
+        return {**below, **{p.type: p.version for p in (self._root, self._snapshot, self._timestamp)}}
+
+    @property
     def periods(self) -> Periods:
         """Seconds to expiry, as the signed root says. Raises BundleRejected."""
         try:

@@ -134,12 +134,17 @@ class Keys:
 
     def pinned_root(self) -> bytes:
         """The root of trust kept beside the keys, so that a broken-into registry cannot bring its own."""
-        path = next((p for f in self.folders if (p := f / PINNED_ROOT).is_file()), self.folder / PINNED_ROOT)
         return self._read(
-            path,
+            self._root_folder() / PINNED_ROOT,
             "the pinned root",
             "name the folder of keys with --keys, or put the root.json of the day of `registry init` there",
         )
+
+    def root_folders(self) -> list[Path]:
+        """Where the pinned root lies: the folder that is used, and those with the very same one."""
+        pinned, first = self.pinned_root(), self._root_folder()
+        others = [f for f in self.folders if f != first and (f / PINNED_ROOT).is_file()]
+        return [first, *(f for f in others if (f / PINNED_ROOT).read_bytes() == pinned)]
 
     def free_path(self, role: str, suffix: str) -> Path:
         """A name for one more key of a role that no file has, in the first folder."""
@@ -147,6 +152,9 @@ class Keys:
         while any((self.folder / f"{_stem(role, number)}{end}").exists() for end in (".pem", ".uri")):
             number += 1
         return self.folder / f"{_stem(role, number)}{suffix}"
+
+    def _root_folder(self) -> Path:
+        return next((f for f in self.folders if (f / PINNED_ROOT).is_file()), self.folder)
 
     def _path(self, role: str) -> Path:
         found = (path for path in self.files(role) if path.suffix == ".pem")

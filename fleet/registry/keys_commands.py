@@ -72,8 +72,7 @@ def list_keys(
     from fleet.registry import inspection, repository
 
     keyring = arguments.keyring(folder, keys_folders, password_file)
-    with repository.opened(folder, keyring.pinned_root()) as repo:
-        roles = inspection.roles(repo, keyring, check=check)
+    roles = inspection.roles(repository.Repository(folder, keyring), keyring, check=check)
     if as_json:
         print_json({"roles": [inspection.to_plain(role) for role in roles]})
     else:
@@ -176,7 +175,7 @@ def _change(
         raise click.UsageError("--label is for operator keys; other keys have no names")
     password = Password(given["password_file"], insecure_none=given.get("insecure_no_password", False))
     keyring = arguments.keyring(folder, given["keys_folders"], password)
-    with repository.opened(folder, keyring.pinned_root()) as repo:
+    with repository.opened(folder, keyring) as repo:
         inspection.check_role(repo, role)
         if role == rotation.OPERATOR:
             operators.check_uris(given.get("uris", ()))

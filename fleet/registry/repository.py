@@ -10,6 +10,7 @@ What may be published is decided in publish.py, what is signed in draft.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,20 +23,28 @@ from securesystemslib.signer import Signer  # type: ignore[attr-defined]
 from edge_contract import canonical, wire
 from edge_contract.errors import BundleRejected, InputRejected, Reason
 from edge_contract.manifest import blob_path
-from fleet.registry import draft, files, keys, signers, signing, trust
+from fleet.registry import draft, files, keys, seen, signers, signing, trust
 
 _PUBLIC_ROOT = "root.json"
 
 
 class Repository:
-    """An existing registry, opened for writing. Use `opened`, which also keeps other writers out."""
+    """An existing registry. To write, use `opened`, which also keeps other writers out."""
 
-    def __init__(self, folder: Path, pinned_root: bytes) -> None:
-        """Raises InputRejected (no registry here) and BundleRejected (it was tampered with)."""
+    def __init__(self, folder: Path, keyring: keys.Keys) -> None:
+        """Verified from the root that is pinned beside the keys, and no older than what was seen before.
+
+        Raises InputRejected (no registry here, or an older copy) and BundleRejected (it was tampered with).
+        """
         self.folder = folder
         if not (folder / "metadata" / "timestamp.json").is_file():
             raise trust.no_registry(folder)
+        pinned_root = keyring.pinned_root()
+        # Before the metadata, which another may be writing and noting at this moment.
+        self._mark = seen.Mark.read(keyring.root_folders())
         self.draft = draft.Draft(str(folder), pinned_root, self._metadata)
+        self._written = dict(self.draft.versions)
+        self._mark.check(folder, self._written)
         self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def path(self, sha256: str) -> Path:
@@ -64,6 +73,14 @@ class Repository:
         files.write(self.folder / "metadata" / file.name, file.data)
         if file.role == "root":
             files.write(self.folder / _PUBLIC_ROOT, file.data)
+        self._written[file.role] = json.loads(file.data)["signed"]["version"]
+        # The others are not what readers find before the timestamp, and a kill may come before it.
+        if file.role in ("root", "timestamp"):
+            self.note(("root",) if file.role == "root" else self._written)
+
+    def note(self, roles: Iterable[str]) -> None:
+        """Keep in mind, beside the pinned root, which versions are here. Raises InputRejected."""
+        self._mark.raise_to({role: self._written[role] for role in roles})
 
     def _metadata(self, name: str) -> bytes | None:
         try:
@@ -73,12 +90,15 @@ class Repository:
 
 
 @contextmanager
-def opened(folder: Path, pinned_root: bytes) -> Iterator[Repository]:
+def opened(folder: Path, keyring: keys.Keys) -> Iterator[Repository]:
     """The registry in `folder`, held against other writers."""
     if not folder.is_dir():
         raise trust.no_registry(folder)
     with files.locked(folder):
-        yield Repository(folder, pinned_root)
+        repository = Repository(folder, keyring)
+        # At once, so that nothing is signed where it cannot be kept in mind.
+        repository.note(repository.draft.versions)
+        yield repository
 
 
 class Layout(NamedTuple):

@@ -66,7 +66,7 @@ def delegate(
     password = Password(password_file, insecure_none=insecure_no_password)
     keyring = arguments.keyring(folder, keys_folders, password)
     keys = [signers.read_public(path) for path in publics]
-    with repository.opened(folder, keyring.pinned_root()) as repo:
+    with repository.opened(folder, keyring) as repo:
         wanted = teams.Team(team, model_pattern, keys, count, threshold)
         done = teams.delegate(repo, keyring, wanted, password.again)
     arguments.warn(exposed(done.written))
@@ -112,7 +112,7 @@ def revoke(
     if (reference is None) == (team is None) or (adopt and team is None):
         raise click.UsageError("give MODEL@VERSION, or --team NAME (with --adopt to keep its versions)")
     keyring = arguments.keyring(folder, keys_folders, password_file)
-    with repository.opened(folder, keyring.pinned_root()) as repo:
+    with repository.opened(folder, keyring) as repo:
         if team is not None:
             names = teams.revoke(repo, keyring, team, adopt=adopt)
             kept = "the registry's own now" if adopt else "revoked with it"
@@ -155,7 +155,7 @@ def approvers(
     from fleet.registry import approving, repository
 
     keyring = arguments.keyring(folder, keys_folders, password_file)
-    with repository.opened(folder, keyring.pinned_root()) as repo:
+    with repository.opened(folder, keyring) as repo:
         change = approving.PolicyChange(team, needed, added, removed)
         policy = approving.set_policy(repo, keyring, change)
     if as_json:
@@ -206,7 +206,7 @@ def approve(
     if bundle_dir is not None:
         expected = approving.digest_of(publish.load(bundle_dir), name, version)
     keyring = arguments.keyring(folder, keys_folders, password_file)
-    with repository.opened(folder, keyring.pinned_root()) as repo:
+    with repository.opened(folder, keyring) as repo:
         private = arguments.private_key(key, password_file)
         found, policy = approving.approve(repo, name, version, private, expected)
         enough = len(found.given) >= policy.needed

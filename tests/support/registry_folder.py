@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge_contract.canonical import sha256_hex
 from edge_contract.manifest import blob_path, target_name
 from fleet.cli import main
-from fleet.registry import files, refresh, repository
+from fleet.registry import files, refresh, repository, seen
 from fleet.registry.keys import Keys
 from fleet.registry.trust import Target
 from tests.support.models import BundleOnDisk
@@ -95,11 +95,18 @@ class RegistryFolder:
             if path.is_relative_to(self.folder):
                 states.append(self.folder.with_name(f"state-{uuid.uuid4().hex}"))
                 shutil.copytree(self.folder, states[-1])
+                shutil.copy(self.keys / seen.NAME, _noted(states[-1]))
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(files, "write", watched)
             self.run(*command)
         return states
+
+    def put_back(self, state: Path) -> None:
+        """As it was after one of those writes: the folder, and what of it was noted beside the keys."""
+        shutil.rmtree(self.folder)
+        shutil.copytree(state, self.folder)
+        shutil.copy(_noted(state), self.keys / seen.NAME)
 
     @property
     def keyring(self) -> Keys:
@@ -108,7 +115,7 @@ class RegistryFolder:
 
     def opened(self) -> AbstractContextManager[repository.Repository]:
         """The registry, to be changed by hand."""
-        return repository.opened(self.folder, self.keyring.pinned_root())
+        return repository.opened(self.folder, self.keyring)
 
     def sign_at(self, when: datetime, *also: str) -> None:
         """Sign snapshot, timestamp and `also` (`targets`, `root`, teams) as if it were another time.
@@ -145,6 +152,10 @@ class RegistryFolder:
         result = CliRunner().invoke(main, args, env={"EDGEWARD_KEY_PASSWORD": None})
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
+
+
+def _noted(state: Path) -> Path:
+    return state.with_name(f"{state.name}.{seen.NAME}")
 
 
 def tamper(path: Path) -> None:

@@ -272,16 +272,17 @@ def test_a_kill_between_any_two_steps_leaves_a_valid_registry(
     pinned = keyring(published).pinned_root()
     total = 7  # three blobs, manifest, targets, snapshot, timestamp
     for done in range(total + 1):
-        copy = tmp_path / f"after-{done}"
+        copy = tmp_path / f"after-{done}" / "registry"
         shutil.copytree(published, copy)
-        with repository.opened(copy, pinned) as repo:
-            steps = publish.steps(repo, bundle, keyring(published))
+        shutil.copytree(published.parent / "keys", copy.parent / "keys")
+        with repository.opened(copy, keyring(copy)) as repo:
+            steps = publish.steps(repo, bundle, keyring(copy))
             for _ in range(done):
                 next(steps)
             steps.close()
         versions = [p.manifest.version for p in Reader(str(copy), pinned).published()]
         assert versions == (["1.0.0", "2.0.0"] if done < total else ["1.0.0", "2.0.0", "3.0.0"])
-        run("registry", "publish", copy, tmp_path / "b", "--keys", published.parent / "keys")
+        run("registry", "publish", copy, tmp_path / "b")
         versions = [p.manifest.version for p in Reader(str(copy), pinned).published()]
         assert versions == ["1.0.0", "2.0.0", "3.0.0"]
 
@@ -303,7 +304,7 @@ def test_each_timestamp_says_when_it_was_signed(published: Path, run: Run) -> No
 
 def test_two_writers_do_not_mix(registry: Path, tmp_path: Path, refused: Refused) -> None:
     samples.bundle(tmp_path / "b")
-    with repository.opened(registry, keyring(registry).pinned_root()):
+    with repository.opened(registry, keyring(registry)):
         line = refused("registry", "publish", registry, tmp_path / "b", code=2, reason="bad_input")
     assert "another edge-fleet" in line
 

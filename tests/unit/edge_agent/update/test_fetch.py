@@ -265,7 +265,7 @@ def test_a_manifest_under_another_name_is_refused(
     made = RegistryFolder.create(tmp_path / "confused")
     made.publish(bundles.v1)
     keys = Keys(made.keys, lambda: b"")
-    with repository.opened(made.folder, keys.pinned_root()) as repo:
+    with repository.opened(made.folder, keys) as repo:
         size = made.blob(bundles.v1, "manifest").stat().st_size
         repo.draft.add(manifests.target_name("other", "1.0.0"), trust.Target(size, bundles.v1.digest))
         list(repository.sign(repo, keys))

@@ -242,7 +242,7 @@ def test_no_more_approvers_than_there_may_be(
     assert "17 approvers" in line
     # A list that is too long already, as a version without this limit has signed it, can be shortened.
     keys = Keys(tmp_path / "keys", samples.PASSWORD.encode)
-    with repository.opened(staged, keys.pinned_root()) as repo:
+    with repository.opened(staged, keys) as repo:
         field = repo.draft.tree.top.unrecognized_fields[approvals.FIELD]
         field["keys"] += [{"public_hex": f"{n:064x}", "label": f"n{n}"} for n in range(14)]
         repo.draft.change({"targets"})

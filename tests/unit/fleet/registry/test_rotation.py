@@ -300,8 +300,7 @@ def test_a_reader_at_any_moment_and_a_kill_after_any_write(tmp_path: Path) -> No
             assert found is not None, (role, number)
         # After a kill in the middle, rotating again ends well.
         middle = made.copy(tmp_path / f"killed-{role}")
-        shutil.rmtree(middle.folder)
-        shutil.copytree(states[len(states) // 2], middle.folder)
+        middle.put_back(states[len(states) // 2])
         middle.rotate(role)
         assert Reader(str(middle.folder), pinned).catalogue.find(names[0]) is not None
 
@@ -318,11 +317,6 @@ def under_way(states: list[Path]) -> list[Path]:
     return found
 
 
-def put_back(made: RegistryFolder, state: Path) -> None:
-    shutil.rmtree(made.folder)
-    shutil.copytree(state, made.folder)
-
-
 @pytest.mark.parametrize("role", ["targets", "snapshot", "timestamp"])
 def test_a_rotation_that_was_killed_is_finished_not_begun_anew(tmp_path: Path, role: str) -> None:
     options = ("--targets-keys", "3", "--targets-threshold", "2")
@@ -333,7 +327,7 @@ def test_a_rotation_that_was_killed_is_finished_not_begun_anew(tmp_path: Path, r
     assert bridge.FIELD not in newest_root(made.folder).unrecognized_fields
     files = sorted(made.keys.iterdir())
     for state in under_way(states):
-        put_back(made, state)
+        made.put_back(state)
         done = made.run("keys", "rotate", role, "--insecure-no-password")
         assert done["finished_earlier"]
         assert set(done["added"]) == set(wanted.keyids)
@@ -355,7 +349,7 @@ def test_a_higher_threshold_survives_a_kill(tmp_path: Path) -> None:
     made = RegistryFolder.create(tmp_path)
     command = ("keys", "add", "timestamp", "--threshold", "2", "--insecure-no-password")
     states = made.states_while(*command)
-    put_back(made, under_way(states)[1])
+    made.put_back(under_way(states)[1])
     assert newest_root(made.folder).roles["timestamp"].threshold == 1
     listed = made.run("keys", "list")["roles"]
     assert [role["role"] for role in listed if role["unfinished"]] == ["timestamp"]
@@ -371,7 +365,7 @@ def test_a_rotation_whose_new_keys_are_lost_is_begun_anew(tmp_path: Path) -> Non
     shutil.copytree(made.keys, keys)
     for state in under_way(made.states_while("keys", "rotate", "targets", "--insecure-no-password")):
         lost = set(newest_root(made.folder).roles["targets"].keyids)
-        put_back(made, state)
+        made.put_back(state)
         shutil.rmtree(made.keys)
         shutil.copytree(keys, made.keys)
         made.rotate("targets")

@@ -91,7 +91,7 @@ def test_what_a_team_signs_outside_its_models_is_not_found(
     from fleet.registry.keys import Keys
 
     keys = Keys([team, tmp_path / "keys"], samples.PASSWORD.encode)
-    with repository.opened(made.folder, keys.pinned_root()) as repo:
+    with repository.opened(made.folder, keys) as repo:
         role = repo.draft.tree.role("team-vision", "targets")
         evil = trust.Target(4, sha256_hex(b"evil"))
         for name in ("models/digits/1.0.0.json", "models/digits/9.json", "operators.json"):
