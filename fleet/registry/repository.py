@@ -123,6 +123,7 @@ def create(
         root = _fill(new, made, layout.thresholds, label, periods)
         keys.save(new_keys, made, password)
         files.write(new_keys / keys.PINNED_ROOT, root)
+        seen.Mark(new_keys, {}).raise_to(dict.fromkeys(signing.TOP_ROLES, 1))
 
 
 def load(repository: Repository, keyring: keys.Keys, roles: Iterable[str]) -> dict[str, list[Signer]]:

@@ -6,7 +6,6 @@ The key services stand behind securesystemslib's own seam: a signer class for th
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -222,8 +221,7 @@ def test_a_killed_rotation_into_a_service_ends_there(
     rotate = ("keys", "rotate", "targets", "--uri", "awskms:alias/new")
     states = made.states_while(*rotate)
     for state in states[:-2]:
-        shutil.rmtree(made.folder)
-        shutil.copytree(state, made.folder)
+        made.put_back(state)
         made.run(*rotate)
         (keyid,) = roles(made).roles["targets"].keyids
         assert roles(made).keys[keyid].keytype == "ecdsa"
