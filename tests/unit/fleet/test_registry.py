@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from edge_contract import canonical
 from edge_contract.errors import BundleRejected, InputRejected, StorageFault
 from edge_contract.manifest import blob_path, target_name
-from fleet.registry import files, publish, repository
+from fleet.registry import files, publish, repository, seen
 from fleet.registry.keys import ROLES, Keys
 from fleet.registry.reader import Reader
 from tests.support.small_disk import small_disk
@@ -132,7 +132,7 @@ def test_init_puts_keys_onto_an_empty_stick(tmp_path: Path, run: Run) -> None:
         (stick.folder / "lost+found").mkdir()
         run("registry", "init", tmp_path / "registry", "--keys", stick.folder)
         names = {path.name for path in stick.folder.iterdir()}
-        assert names == {"root.json", "lost+found", *(f"{role}.pem" for role in ROLES)}
+        assert names == {"root.json", seen.NAME, "lost+found", *(f"{role}.pem" for role in ROLES)}
         assert stat.S_IMODE(stick.folder.stat().st_mode) == 0o700
         run("registry", "refresh", tmp_path / "registry", "--keys", stick.folder)
 
