@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from edge_agent import files
 from edge_agent.update.machine import TABLE, State
 from edge_contract.errors import Reason
 from tests.faults import chains
@@ -30,6 +31,30 @@ def test_killed_before_every_kind_of_operation(rig: Rig, cases: Cases) -> None:
     """The part that every test run can afford; the rest is below."""
     hit = chains.run(rig, Plan(["run"], "KILL", "before", grain="kind"), cases)
     assert {point.rpartition(" ")[2] for point in hit} >= {"replace", "symlink", "fsync", "rename", "unlink"}
+
+
+def test_a_device_with_its_default_limits_overcomes_a_kill_or_two(shelf: Shelf, cases: Cases) -> None:
+    """Among them one in the middle of the activation; and the new version serves from its prepared form."""
+    with Rig(shelf, shipped=True) as rig:
+        hit = chains.run(rig, Plan(["run"], "KILL", "before", ["replace", "symlink"], grain="kind"), cases)
+        assert len(hit) == 2
+        assert files.names(rig.layout.prepared / shelf.versions[2].digest)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_device_with_its_default_limits_gives_up_whole(shelf: Shelf, cases: Cases, when: str) -> None:
+    """Killed at every operation: perhaps the candidate does it, so the version before stays."""
+    with Rig(shelf, shipped=True) as rig:
+        rig.start("serve")
+        rig.want(3)
+        rig.plan(Plan(["run"], "KILL", when))
+        for point in rig.points(500):
+            cases.add(f"{when} {point}, default limits", "kill -9")
+            rig.assert_sound(2, 3)
+        rig.assert_complete(2, 1)
+        assert rig.entry.outcome in ("failed", "reverted")
+        assert rig.entry.reason is Reason.FAILED_STARTS
 
 
 @pytest.mark.thorough

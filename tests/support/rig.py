@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edge_agent import files, sealed, status
+from edge_agent.config import Serving, Update
 from edge_agent.layout import Layout
 from edge_agent.update import journal
 from edge_agent.update.journal import Entry, Ref
@@ -75,11 +76,17 @@ class Rig:
     """Version 2 serves, version 1 did before; `want` orders another one."""
 
     def __init__(
-        self, shelf: Shelf, *, prepare: Callable[[Path], object] = lambda _: None, **update: Any
+        self,
+        shelf: Shelf,
+        *,
+        prepare: Callable[[Path], object] = lambda _: None,
+        shipped: bool = False,
+        **update: Any,
     ) -> None:
         """`prepare` gets the state folder before anything is in it; `update` are settings of [update].
 
-        Without settings that allow it, no prepared forms are made: an idle device would be at work.
+        A device here never gives up, however often it is killed, and without settings that allow it makes no
+        prepared forms: an idle one would be at work. `shipped` gives up and prepares as the defaults say.
         """
         self.shelf = shelf
         self.server = FolderServer(shelf.registry.folder)
@@ -90,13 +97,16 @@ class Rig:
                 "probation_max_s": 15.0,
                 "retry_s": 0.05,
                 "retry_max_s": 0.2,
-                "max_attempts": 1000,
                 "recheck_s": 3600.0,
-                "prepared_max_bytes": 0,
+                "max_attempts": Update().max_attempts if shipped else 1000,
+                "prepared_max_bytes": Update().prepared_max_bytes if shipped else 0,
                 **update,
             },
             "broker": {"reconnect_max_s": 60.0},
-            "serving": {"drain_timeout_s": 1.0, "max_failed_starts": 1000},
+            "serving": {
+                "drain_timeout_s": 1.0,
+                "max_failed_starts": Serving().max_failed_starts if shipped else 1000,
+            },
         }
         self.device = Device(
             "rig",
