@@ -20,6 +20,14 @@ Times = Annotated[int, Meta(ge=1)]
 WindowText = Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d( UTC)?)?\Z")]
 
 
+# How to write what is checked by a pattern, by the key's name.
+_FORMS = {
+    "window": 'a window is written like "01:00-05:00", or "22:30-04:00 UTC",',
+    "tenant": "a tenant's name has letters, digits, '.', '_' and '-', begins with one of the first two,",
+    "device": "a device's name has letters, digits, '.', '_' and '-', begins with one of the first two,",
+}
+
+
 class Broker(Struct, frozen=True, forbid_unknown_fields=True):
     """Where MQTT is. TLS is on when `tls_ca` is set; a client certificate is optional."""
 
@@ -135,7 +143,10 @@ def load(path: Path) -> Config:
     try:
         return canonical.from_builtins(values, Config)
     except canonical.DecodeFault as e:
-        raise InputRejected(Reason.BAD_CONFIG, f"{path}: {e.problem} at {e.path}", next_step) from e
+        problem = _FORMS.get(e.path.rpartition(".")[2], "") if "regex" in e.problem else ""
+        raise InputRejected(
+            Reason.BAD_CONFIG, f"{path}: {problem or e.problem} at {e.path}", next_step
+        ) from e
 
 
 def host_port(text: str) -> tuple[str, int]:

@@ -60,7 +60,12 @@ def text(status: dict[str, Any]) -> str:
             lines.append(
                 f"    last attempt: {m['target']} {m['outcome']} [{m['reason']}] {m['detail']}".rstrip()
             )
-    if not status["models"]:
+    if not status["control"] and not status["serving"]:
+        lines.append(
+            "  nothing runs here: start edge-inference.service and edge-agent.service, "
+            "or `edge-agent up` where there is no systemd"
+        )
+    elif not status["models"]:
         lines.append("  no models: deploy one with `edge-fleet deploy`")
     return "\n".join(lines)
 

@@ -153,7 +153,7 @@ def devices(wait_s: float, address: Address, tenant: str, as_json: bool) -> None
     type=options.PATH,
     envvar="EDGEWARD_DB",
     show_envvar=True,
-    help="SQLite file for what is reported.  [default: fleet.db in the user's data folder]",
+    help="SQLite file for what is reported.  [default: ~/.config/edgeward/fleet.db]",
 )
 @click.option("--for-s", type=click.FloatRange(0.1), help="Stop after so many seconds.")
 @click.option("--count", type=click.IntRange(1), help="Stop after so many new records.")

@@ -64,6 +64,8 @@ class Deployment:
         self._goals: dict[str, Goal] = {}
         self._heard_at: dict[str, float] = {}
         self._sent_at: dict[str, float] = {}
+        # What a device last gave as the reason for not getting on.
+        self._troubles: dict[str, str] = {}
         self.rows = {device: Row(device, Underway("reading its state")) for device in order.devices}
 
     def run(self, show: Callable[[Sequence[Row]], None]) -> list[Row]:
@@ -96,6 +98,8 @@ class Deployment:
             if row.device in self._goals:
                 waited_s = now - self._sent_at[row.device]
                 row.view = judge(self._goals[row.device], self._states[row.device], waited_s)
+                if row.view.reason is not Reason.OK:
+                    self._troubles[row.device] = f"[{row.view.reason.value}] {row.view.detail}"
             elif row.device in self._states:
                 if now - self._heard_at[row.device] >= _SETTLE_S:
                     self._ask(row, self._states[row.device])
@@ -138,11 +142,13 @@ class Deployment:
         if state is None:
             return Ended("no_state", Reason.NOT_FOUND, self._why_no_state(row.device))
         last = row.view.state if isinstance(row.view, Underway) else ""
+        trouble = self._troubles.get(row.device)
+        why = f"; the last trouble it told: {trouble}" if trouble else ""
         return Ended(
             "no_answer",
             Reason.DEADLINE_EXCEEDED,
             f"not done within {self._order.timeout_s:g} s; the device is {row.presence}, last {last!r}"
-            f" at generation {state.generation}; the order stands and expires by itself",
+            f" at generation {state.generation}; the order stands and expires by itself{why}",
         )
 
     def _take(self, message: Message) -> None:

@@ -96,6 +96,11 @@ def keys_beside(registry: str | None) -> Path:
     return Path(registry).parent / "keys"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 version`, `2 versions`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def reference(text: str) -> tuple[str, str]:
     """MODEL@VERSION. Raises InputRejected."""
     from edge_contract import canonical

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -162,8 +162,17 @@ def result(device: str, answer: wire.Result) -> str:
     """A command's answer: one line, and its data below it."""
     if not answer.ok:
         return clean(f"{device}: {answer.what} [{answer.reason.value}] → {answer.next_step}")
-    data = json.dumps(answer.data, indent=2) if answer.data else ""
+    data = json.dumps(_short(answer.data), indent=2) if answer.data else ""
     return f"{device}: {clean(answer.what)}\n{data}".rstrip()
+
+
+def _short(value: Any) -> Any:
+    """Lists of words on one line: a CPU's flags would fill a screen."""
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return [_short(item) for item in value] if isinstance(value, list) else value
 
 
 def models(state: wire.State | None) -> str:

@@ -179,7 +179,8 @@ class Link:
 
     def _disconnected(self, event: Disconnected, now_ms: int) -> None:
         if event.detail != self.detail:  # once for each cause, not at each attempt
-            log.warning("not connected to the broker: %s", event.detail)
+            level = logging.INFO if event.in_order else logging.WARNING
+            log.log(level, "not connected to the broker: %s", event.detail)
         short = self.connected and now_ms - self._connected_ms < SHORT_S * 1000
         self.connected, self.detail = False, event.detail
         self._begin(now_ms)
@@ -216,7 +217,7 @@ class Link:
         if event.code >= NO_SUBSCRIBERS and event.code not in self._told_refusals:
             self._told_refusals.add(event.code)
             why = "nobody is subscribed" if event.code == NO_SUBSCRIBERS else "the broker refuses records"
-            log.warning("%s (reason code 0x%02x): they wait in the outbox", why, event.code)
+            log.warning("%s (reason code 0x%02x): this device's rows wait in the outbox", why, event.code)
 
     def _watch(self, now_ms: int) -> None:
         """Give a client up that makes no progress."""

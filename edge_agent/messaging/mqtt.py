@@ -43,6 +43,7 @@ _GRACE_S = 60.0
 # Threads that were given up and still hang somewhere; more would only add to the trouble.
 _MAX_LOST_THREADS = 3
 _SESSION_TAKEN_OVER = 0x8E
+_IN_ORDER = 0x00
 _FIRST_FAILURE = 0x80
 # What the broker may send before it is answered, and the largest packet: a bound on memory.
 _RECEIVE_MAXIMUM, _MAXIMUM_PACKET_BYTES = 20, 1 << 20
@@ -59,10 +60,14 @@ class Connected(NamedTuple):
 
 
 class Disconnected(NamedTuple):
-    """The session ended, or could not begin. `taken_over`: somebody else uses this device's id."""
+    """The session ended, or could not begin. `taken_over`: somebody else uses this device's id.
+
+    `in_order`: this device ended it.
+    """
 
     detail: str
     taken_over: bool = False
+    in_order: bool = False
 
 
 class Message(NamedTuple):
@@ -360,7 +365,9 @@ class _Line(threading.Thread):
         self, client: paho.Client, userdata: Any, flags: Any, reason: ReasonCode, properties: Any
     ) -> None:
         fault = self._context.fault if self._context is not None else ""
-        self._tell(Disconnected(fault or str(reason), reason.value == _SESSION_TAKEN_OVER))
+        ours = not fault and reason.value == _IN_ORDER
+        detail = "this device ended its session in order" if ours else fault or str(reason)
+        self._tell(Disconnected(detail, reason.value == _SESSION_TAKEN_OVER, ours))
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         try:

@@ -68,7 +68,9 @@ def run(config: Config, path: Path, references: Sequence[str], show: Show) -> Im
 
 def sentence(done: Imported) -> str:
     """For people."""
-    lines = [f"{len(done.versions)} versions are here now, {done.copied_bytes} bytes were copied"]
+    count = len(done.versions)
+    here = "1 version is" if count == 1 else f"{count} versions are"
+    lines = [f"{here} here now, {done.copied_bytes} bytes were copied"]
     lines += [f"  {label}" for label in done.versions]
     lines += [f"  {label} is not for this device: {why}" for label, why in done.unfit.items()]
     if done.generation is None:

@@ -176,6 +176,9 @@ def publish(
         click.echo(f"published {name} (release {bundle.manifest.release}, {bundle.sha256[:12]})")
     elif done.kind == "already":
         click.echo(f"{name} is published already with this very content; nothing to do")
+        if delta_from not in (("auto",), ("none",)):
+            froms = " ".join(f"--from {version}" for version in delta_from if version not in ("auto", "none"))
+            click.echo(f"for patches from other versions: edge-fleet registry deltas {folder} {name} {froms}")
     else:
         click.echo(
             f"staged {name} ({bundle.sha256[:12]}): {len(done.approved_by)} of {done.needed} approvals; "

@@ -80,7 +80,8 @@ def delegate(
             }
         )
     else:
-        click.echo(f"models {model_pattern} are {done.role}'s; {len(done.moved)} versions went with them")
+        moved = options.counted(len(done.moved), "version")
+        click.echo(f"models {model_pattern} are {done.role}'s; {moved} went with them")
         for path in done.written:
             click.echo(f"  its private key: {path}")
 
@@ -116,7 +117,8 @@ def revoke(
         if team is not None:
             names = teams.revoke(repo, keyring, team, adopt=adopt)
             kept = "the registry's own now" if adopt else "revoked with it"
-            text = f"team {team} signs nothing any more; {len(names)} versions are {kept}"
+            kept = f"{'is' if len(names) == 1 else 'are'} {kept}"
+            text = f"team {team} signs nothing any more; {options.counted(len(names), 'version')} {kept}"
         else:
             name, version = options.reference(reference or "")
             if approvals.forget(repo.pending, name, version):
@@ -164,7 +166,7 @@ def approvers(
         )
     else:
         names = ", ".join(key.label for key in policy.keys) or "nobody"
-        click.echo(f"a version needs {policy.needed} approvals; {names} may approve")
+        click.echo(f"a version needs {options.counted(policy.needed, 'approval')}; {names} may approve")
 
 
 @click.command()

@@ -70,8 +70,11 @@ def test_a_device_that_has_not_lived_yet(config: Config) -> None:
     }
     assert status.text(found).splitlines() == [
         "acme/box: control down, inference down, generation 0",
-        "  no models: deploy one with `edge-fleet deploy`",
+        "  nothing runs here: start edge-inference.service and edge-agent.service, "
+        "or `edge-agent up` where there is no systemd",
     ]
+    running = status.text({**found, "control": True}).splitlines()
+    assert running[1:] == ["  no models: deploy one with `edge-fleet deploy`"]
     assert not Path(config.state_dir).exists()  # looking changes nothing
 
 

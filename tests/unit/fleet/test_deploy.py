@@ -191,6 +191,19 @@ def test_a_device_that_refuses(deploy: Deploy, device: Callable[..., Device]) ->
     assert outcomes(result) == {"a": ("refused", "wrong_audience")}
 
 
+def test_a_refusal_that_was_not_settled_in_time_is_named(
+    run: Run, published: Path, mosquitto: Mosquitto, tenant: str, device: Callable[..., Device]
+) -> None:
+    """It may have been for want of new keys, so the deployment waits for another word; none comes."""
+    where = ("--registry", published, "--broker", mosquitto.address, "--tenant", tenant)
+    with device("a") as a:
+        a.operators = replace(a.operators, keys=[wire.OperatorKey("0" * 64, "another")])
+        result = run("deploy", "fashion@1.0.0", "--device", "a", *where, "--timeout-s", 3, "--json", code=3)
+    assert outcomes(result) == {"a": ("no_answer", "deadline_exceeded")}
+    detail = samples.json_of(result)["devices"][0]["detail"]
+    assert "the last trouble it told: [unsigned] no signature by a trusted operator key" in detail
+
+
 def test_garbled_reports_are_named(deploy: Deploy, mosquitto: Mosquitto, tenant: str) -> None:
     with Bus(Address(mosquitto.host, mosquitto.port)) as bus:
         bus.publish(wire.Topics(tenant, "a").state, b'{"schema":9}', retain=True)

@@ -112,3 +112,11 @@ def _everything(terminal: int) -> str:
         if not more:
             return data.decode()
         data += more
+
+
+def test_a_list_of_words_is_one_line() -> None:
+    data = {"facts": {"isa": ["fma", "avx2"], "cores": 4}, "runs": [{"ms": 1.5}, {"ms": 2.5}]}
+    text = render.result("a", wire.Result(1, "x", True, Reason.OK, "done", "", 0, data))
+    assert '"isa": "fma, avx2"' in text
+    assert text.count("ms") == 2
+    assert len(text.splitlines()) == 15
