@@ -101,7 +101,7 @@ class Bus:
         try:
             self._await_connection()
         except TransferFailed:
-            self._client.loop_stop()
+            self._close()
             raise
         return self
 
@@ -109,7 +109,13 @@ class Bus:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._client.disconnect()
+        self._close()
+
+    def _close(self) -> None:
         self._client.loop_stop()
+        line = self._client.socket()  # paho keeps it when its thread was told to stop first
+        if line is not None:
+            line.close()
 
     def subscribe(self, filters: Sequence[str]) -> None:
         """Subscribe at QoS 1 and wait for the broker's word. Raises TransferFailed."""

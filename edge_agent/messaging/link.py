@@ -7,7 +7,6 @@ Which row goes when is pace.py's. Times named `now_ms` are monotonic, except ins
 from __future__ import annotations
 
 import logging
-import queue
 import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from edge_agent.config import Config
+from edge_agent.messaging.mailbox import Mailbox
 from edge_agent.messaging.mqtt import (
     SHORT_S,
     Connected,
@@ -70,7 +70,7 @@ class Link:
     ) -> None:
         """`clock_ms` is the wall clock of messages; `report(kind, reason, detail)` makes an event."""
         self.topics = wire.Topics(config.tenant, config.device)
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.inbox = Mailbox()
         self.connected = False
         self.detail = "not connected yet"
         self._device = config.device

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import queue
 import random
 import socket
 import threading
@@ -29,6 +28,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.config import Broker
 from edge_agent.messaging import tls
+from edge_agent.messaging.mailbox import Mailbox
+from edge_contract import wire
 from edge_contract.errors import InputRejected, Reason
 
 log = logging.getLogger("edge_agent.mqtt")
@@ -46,10 +47,11 @@ _SESSION_TAKEN_OVER = 0x8E
 _IN_ORDER = 0x00
 _FIRST_FAILURE = 0x80
 # What the broker may send before it is answered, and the largest packet: a bound on memory.
-_RECEIVE_MAXIMUM, _MAXIMUM_PACKET_BYTES = 20, 1 << 20
+# A packet is a message as large as this device opens any, its topic and its properties.
+_RECEIVE_MAXIMUM, _MAXIMUM_PACKET_BYTES = 20, wire.LIMIT_BYTES + (8 << 10)
 _DETAIL_CHARACTERS, _MAX_COMPLAINTS = 300, 16
 # A flood waits at the broker instead of in this process.
-_INBOX_FULL, _INBOX_PATIENCE_S = 500, 5.0
+_INBOX_PATIENCE_S = 5.0
 
 
 class Connected(NamedTuple):
@@ -117,7 +119,7 @@ class MqttClient:
         will: Will,
         subscriptions: list[str],
         first_session: int,
-        inbox: queue.SimpleQueue[Any],
+        inbox: Mailbox,
     ) -> None:
         """Raises InputRejected when files cannot be used or are another device's."""
         if config.tls_ca:
@@ -186,7 +188,7 @@ class _Line(threading.Thread):
         will: Will,
         subscriptions: list[str],
         sessions: Iterator[int],
-        inbox: queue.SimpleQueue[Any],
+        inbox: Mailbox,
     ) -> None:
         super().__init__(name="mqtt", daemon=True)
         self._config = config
@@ -267,9 +269,9 @@ class _Line(threading.Thread):
     def _begin(self, doing: str, takes_s: float) -> None:
         self.doing, self.due_s = doing, time.monotonic() + takes_s + _GRACE_S
 
-    def _tell(self, event: Incoming) -> None:
+    def _tell(self, event: Incoming, size_bytes: int = 0) -> None:
         if not self._given_up:
-            self._inbox.put(event)
+            self._inbox.put(event, size_bytes)
 
     def _converse(self) -> bool:
         """Run the session until it is lost; when stopping, until the last packet is out.
@@ -377,19 +379,18 @@ class _Line(threading.Thread):
             return
         properties = message.properties
         self._wait_for_room()
-        self._tell(
-            Message(
-                topic,
-                bytes(message.payload),
-                str(getattr(properties, "ResponseTopic", "")),
-                bytes(getattr(properties, "CorrelationData", b"")),
-            )
+        found = Message(
+            topic,
+            bytes(message.payload),
+            str(getattr(properties, "ResponseTopic", "")),
+            bytes(getattr(properties, "CorrelationData", b"")),
         )
+        self._tell(found, sum(map(len, found)))
 
     def _wait_for_room(self) -> None:
         """While this thread reads nothing, the broker keeps the rest; too long, and it would miss pings."""
         deadline_s = time.monotonic() + _INBOX_PATIENCE_S
-        while self._inbox.qsize() > _INBOX_FULL and time.monotonic() < deadline_s:
+        while self._inbox.full and time.monotonic() < deadline_s:
             if self._stopping.wait(0.01):
                 return
 

@@ -6,7 +6,6 @@ mosquitto runs with the files of examples/mosquitto, certificates are those of `
 from __future__ import annotations
 
 import json
-import queue
 import shutil
 import socket
 import subprocess
@@ -22,6 +21,7 @@ import pytest
 
 from edge_agent.config import Broker
 from edge_agent.messaging import tls
+from edge_agent.messaging.mailbox import Mailbox
 from edge_agent.messaging.mqtt import Connected, Disconnected, MqttClient, Will
 from edge_contract import wire
 from edge_contract.errors import InputRejected, Reason
@@ -283,8 +283,8 @@ def test_half_a_new_certificate_is_not_taken(make: Callable[..., Line], pki: Pki
 # what goes wrong, by name
 
 
-def client_of(config: Broker, name: str) -> tuple[MqttClient, Any]:
-    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+def client_of(config: Broker, name: str) -> tuple[MqttClient, Mailbox]:
+    inbox = Mailbox()
     will = Will(f"edge/v1/{TENANT}/{name}/up/presence", lambda session: b"")
     return MqttClient(config, name, will, [f"edge/v1/{TENANT}/{name}/down/#"], 1, inbox), inbox
 

@@ -33,6 +33,7 @@ class BrokerDouble:
         self.code = code
         self.published: list[Published] = []
         self.connects = 0
+        self.connect_packets: list[bytes] = []
         self.clean = 0
         self.granted = 1
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -94,6 +95,7 @@ class BrokerDouble:
         match kind:
             case 1:
                 self.connects += 1
+                self.connect_packets.append(body)
                 self._send(CONNACK, b"\0\0\0")
             case 3:
                 self._take(flags, body)

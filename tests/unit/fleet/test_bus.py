@@ -41,6 +41,25 @@ def test_what_is_published_comes_back(mosquitto: Mosquitto, tenant: str) -> None
         assert two.retained([f"{tenant}/#"], 5) == [(f"{tenant}/kept", b"k")]
 
 
+def test_a_broker_that_says_nothing_leaves_no_socket_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus, "_TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        one = Bus(Address("127.0.0.1", silent.getsockname()[1]))
+        lines: list[object] = []
+        real = one._await_connection
+
+        def await_connection() -> None:
+            lines.append(one._client.socket())
+            real()
+
+        monkeypatch.setattr(one, "_await_connection", await_connection)
+        with pytest.raises(TransferFailed, match=r"no MQTT 5 answer within"):
+            one.__enter__()
+        (line,) = lines
+        assert isinstance(line, socket.socket)
+        assert line.fileno() == -1
+
+
 def test_rights_and_passwords(tmp_path: Path, run: Run, refused: Refused) -> None:
     passwords, acl, secret = (tmp_path / name for name in ("passwords", "acl", "secret"))
     subprocess.run(["mosquitto_passwd", "-b", "-c", passwords, "ops", "pässword"], check=True)

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from edge_agent.config import Broker, Config, Telemetry
 from edge_agent.messaging.link import MAX_IN_HAND, Link
+from edge_agent.messaging.mailbox import Mailbox
 from edge_agent.messaging.mqtt import Connected, Disconnected, Message, MqttClient, Notice, Taken, Will
 from edge_agent.messaging.outbox import Outbox
 from edge_contract import wire
@@ -411,7 +412,7 @@ def test_pauses_grow_with_full_jitter_and_begin_anew_after_a_success(
     monkeypatch.setattr("edge_agent.messaging.mqtt.random.uniform", uniform)
     config = Broker(port=free_port(), reconnect_max_s=10.0)
     will = Will("edge/v1/acme/x/up/presence", lambda session: b"")
-    client = MqttClient(config, "pauses", will, [], 1, queue.SimpleQueue())
+    client = MqttClient(config, "pauses", will, [], 1, Mailbox())
     client.start()
     assert enough.wait(10)
     client.stop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import socket
 import threading
 import time
@@ -14,6 +13,7 @@ import pytest
 
 from edge_agent.config import Broker
 from edge_agent.messaging import mqtt
+from edge_agent.messaging.mailbox import MAX_BYTES, MAX_EVENTS, Mailbox
 from edge_agent.messaging.mqtt import Connected, Disconnected, Message, MqttClient, Notice, Taken, Will
 from edge_contract import wire
 from edge_contract.errors import Reason
@@ -37,7 +37,7 @@ class Client:
     """A client and what it told."""
 
     def __init__(self, port: int) -> None:
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.inbox = Mailbox()
         will = Will("edge/v1/acme/x/up/presence", lambda session: b"")
         config = Broker(host="localhost", port=port, reconnect_max_s=0.2)
         self.raw = MqttClient(config, "x", will, [DOWN], 100, self.inbox)
@@ -134,12 +134,35 @@ def test_a_flood_waits_outside(broker: BrokerDouble, client: Client) -> None:
         target=lambda: [broker.publish(DOWN, b"%d" % i, mid=i + 1) for i in range(count)], daemon=True
     )
     flood.start()
-    wait_for(lambda: client.inbox.qsize() > mqtt._INBOX_FULL, "a full inbox")
+    wait_for(lambda: client.inbox.qsize() > MAX_EVENTS, "a full inbox")
     time.sleep(0.5)
-    assert client.inbox.qsize() <= mqtt._INBOX_FULL + 2
+    assert client.inbox.qsize() <= MAX_EVENTS + 2
     got = [client.next() for _ in range(count)]
     assert [m.payload for m in got if isinstance(m, Message)] == [b"%d" % i for i in range(count)]
     flood.join(5)
+
+
+def test_a_flood_of_large_messages_is_bounded_by_its_bytes(broker: BrokerDouble, client: Client) -> None:
+    client.raw.start()
+    assert isinstance(client.next(), Connected)
+    body, count = b"x" * wire.LIMIT_BYTES, 40
+    flood = threading.Thread(
+        target=lambda: [broker.publish(DOWN, body, mid=i + 1) for i in range(count)], daemon=True
+    )
+    flood.start()
+    wait_for(lambda: client.inbox.bytes > MAX_BYTES, "a full inbox")
+    time.sleep(0.3)
+    assert client.inbox.bytes <= MAX_BYTES + 2 * len(body)
+    assert all(isinstance(client.next(), Message) for _ in range(count))
+    assert client.inbox.bytes == 0
+    flood.join(5)
+
+
+def test_the_broker_is_told_the_largest_packet(broker: BrokerDouble, client: Client) -> None:
+    client.raw.start()
+    assert isinstance(client.next(), Connected)
+    (packet,) = broker.connect_packets
+    assert b"\x27" + (wire.LIMIT_BYTES + (8 << 10)).to_bytes(4, "big") in packet
 
 
 def publication(topic: bytes, properties: bytes = b"") -> bytes:
