@@ -330,7 +330,7 @@ class App:
             self._operators.ask(monotonic_ms())
         command = event.topic == self._link.topics.command
         label = f"{wire.label_of(event.payload)}: " if command else ""
-        self._report(wire.Event(now_ms, "refused", reason=error.reason, detail=label + _brief(error)))
+        self._report(wire.Event(now_ms, "refused", reason=error.reason, detail=_brief(error, label)))
 
     def _is_news(self, message: Message, error: MessageRejected) -> bool:
         """Take the refusal into the reported state; says whether it was not there before."""
@@ -432,12 +432,12 @@ class BenchWork:
         return dict(ended.last)
 
 
-def _brief(error: EdgewardError) -> str:
+def _brief(error: EdgewardError, label: str = "") -> str:
     """The error as text, its sentence cut: it may quote what a stranger sent."""
     rest = f" [{error.reason.value}] → {error.next_step}"
-    room = max(0, _DETAIL_CHARACTERS - len(rest))
+    room = max(0, _DETAIL_CHARACTERS - len(label) - len(rest))
     what = error.what if len(error.what) <= room else error.what[: max(0, room - 1)] + "…"
-    return what + rest
+    return label + what + rest
 
 
 def _single_instance(layout: Layout) -> int:
