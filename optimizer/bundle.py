@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from edge_contract import canonical, manifest
@@ -25,6 +26,7 @@ from edge_contract.manifest import (
     Lineage,
     Manifest,
     Metric,
+    Probation,
     Reference,
     Role,
     Tensor,
@@ -69,6 +71,7 @@ class Content:
     source_sha256: str
     calibration_sha256: str
     metrics: list[Metric]
+    probation: Probation | UnsetType = UNSET
 
 
 def write(content: Content, folder: Path) -> Manifest:
@@ -162,6 +165,7 @@ def _manifest(content: Content, files: list[File]) -> Manifest:
             metrics=content.metrics,
         ),
         reference=_references(content.selection_outputs),
+        probation=content.probation,
     )
 
 

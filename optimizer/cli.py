@@ -64,6 +64,11 @@ def main() -> None:
     show_default=True,
     help="Release counter; devices refuse to go back behind one they have seen.",
 )
+@click.option(
+    "--probation",
+    type=FILE,
+    help="TOML of what a device holds this model to while it is new, where not to its own.",
+)
 @click.option("--output", required=True, type=FILE, metavar="DIR", help="Folder for bundle and reports.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
 @click.option(
@@ -88,6 +93,7 @@ def run(
     output: Path,
     seed: int,
     timeout_s: float,
+    probation: Path | None,
     as_json: bool,
 ) -> None:
     """Optimize MODEL (ONNX) for a device profile and write a bundle and a report.
@@ -116,6 +122,7 @@ def run(
         release=release,
         seed=seed,
         timeout_s=timeout_s,
+        probation=probation,
     )
     with progress.for_terminal() as steps:
         report = optimize(request, steps)

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import UNSET, UnsetType
+
 from edge_contract import canonical
 from edge_contract.errors import InputRejected, Reason
-from edge_contract.manifest import Name, Version
+from edge_contract.manifest import Name, Probation, Version
 from edge_contract.profile import Profile
-from optimizer import data, metric, output
+from optimizer import data, metric, output, probation
 from optimizer import profile as profiles
 from optimizer.artifact import Artifact, open_model
 from optimizer.data import Split
@@ -38,6 +40,7 @@ class Request:
     release: int = 1
     seed: int = 0
     timeout_s: float = 600.0
+    probation: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Checked:
     calibration: Split
     selection: Split
     test: Split
+    probation: Probation | UnsetType = UNSET
 
     @property
     def points(self) -> bool:
@@ -64,6 +68,7 @@ def check(request: Request) -> Checked:
     _check_numbers(request)
     output.check(request.output)
     profile = profiles.load(request.profile)
+    terms = UNSET if request.probation is None else probation.load(request.probation)
     artifact = open_model(request.model, profile.runtime)
     name = _name(request)
     scoring = metric.resolve(request.metric, artifact)
@@ -75,7 +80,7 @@ def check(request: Request) -> Checked:
         for split in (selection, test):
             data.require_labels(split, metric.classes(artifact))
     data.require_disjoint([calibration, selection, test])
-    return Checked(request, name, profile, artifact, scoring, calibration, selection, test)
+    return Checked(request, name, profile, artifact, scoring, calibration, selection, test, terms)
 
 
 def _check_numbers(request: Request) -> None:

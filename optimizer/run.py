@@ -182,6 +182,7 @@ def _write_bundle(
         source_sha256=made.source.sha256,
         calibration_sha256=place.checked.calibration.digest,
         metrics=_metrics(made, chosen),
+        probation=place.checked.probation,
     )
     folder.mkdir()
     return bundle.write(content, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 
 from edge_contract import manifest as contract
 from edge_contract.bench import Measured
+from edge_contract.errors import InputRejected
 from edge_contract.manifest import Metric, Reference, Tensor, Tolerance
-from optimizer import bundle
+from optimizer import bundle, probation
 from optimizer.bundle import Content
 from tests.unit.edge_contract.samples import PROFILE
 
@@ -139,3 +141,28 @@ def test_only_class_like_outputs_have_reference_counts(tmp_path: Path) -> None:
     ]
     made = bundle.write(content(selection_outputs=outputs, outputs=tensors), tmp_path)
     assert [r.output for r in made.reference] == ["scores"]
+
+
+def test_terms_of_probation_are_in_the_manifest_if_there_are_any(tmp_path: Path) -> None:
+    file = tmp_path / "probation.toml"
+    file.write_text("probation_s = 600\nmax_drift = 0.1\n")
+    for name, terms in (("with", {"probation": probation.load(file)}), ("without", {})):
+        (tmp_path / name).mkdir()
+        bundle.write(content(**terms), tmp_path / name)
+    plain = json.loads((tmp_path / "with" / "manifest.json").read_bytes())
+    assert plain["probation"] == {"probation_s": 600, "max_drift": 0.1}
+    assert "probation" not in json.loads((tmp_path / "without" / "manifest.json").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("max_drfit = 1", "max_drfit"), ("max_drift = 2", "$.max_drift"), ("=", "not TOML")]
+)
+def test_wrong_terms_of_probation_are_named(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "probation.toml"
+    file.write_text(text)
+    with pytest.raises(InputRejected) as error:
+        probation.load(file)
+    assert told in error.value.what
+    assert "probation_min_requests" in error.value.next_step
+    with pytest.raises(InputRejected):
+        probation.load(tmp_path / "none.toml")
