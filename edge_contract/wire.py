@@ -182,19 +182,25 @@ StreamName = Literal["tel", "event"]
 Range = tuple[Ordinal, Ordinal]
 
 
-class Gone(_Message, frozen=True):
-    """A tombstone: these rows left the device's outbox unacknowledged, and will not come (again)."""
+class Gone(_Message, frozen=True, omit_defaults=True):
+    """A tombstone: these rows left the device's outbox unacknowledged, and will not come (again).
+
+    `acked`: so many rows directly before the first were acknowledged.
+    """
 
     stream: StreamName
     epoch: Identifier
     first: Ordinal
     last: Ordinal
+    acked: Count = 0
 
 
 class Record(_Message, frozen=True, omit_defaults=True):
     """One row of the device's outbox. `lost` counts rows of this stream evicted so far in this epoch.
 
     `gone` names lost rows of any stream and epoch, until the controller has acknowledged that it knows.
+    `acked`: so many rows directly before this one were acknowledged, so the device has them no more. To
+    a controller that does not have them either, another one (or its own lost database) did that.
     """
 
     schema: Literal[1]
@@ -204,12 +210,14 @@ class Record(_Message, frozen=True, omit_defaults=True):
     lost: Count
     payload: dict[str, Any]
     gone: Annotated[list[Gone], Meta(max_length=32)] = []
+    acked: Count = 0
 
 
 class Ack(_Message, frozen=True, omit_defaults=True):
     """The controller has committed every row of the stream's epoch up to `seq`, and those in `have`.
 
-    Rows come newest first after an outage, so `have` names what is stored beyond the first gap.
+    Rows come newest first after an outage, so `have` names what is stored beyond the first gap. Rows that
+    the device has named as gone count as stored: so it need not name them again.
     With `resend` the controller misses rows and saw none of them coming: the device sends what it still
     has, now instead of when its own timer says so. A controller that has just started asks in this way.
     """

@@ -6,8 +6,10 @@ How far to acknowledge is decided in watermark.py. Several `edge-fleet watch` ma
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -15,9 +17,9 @@ from typing import NamedTuple
 from edge_contract import canonical, wire
 from edge_contract.errors import InputRejected, Reason, StorageFault
 from fleet import watermark
-from fleet.watermark import Gap, Run
+from fleet.watermark import Gap, Range, Run
 
-_VERSION = 2
+_VERSION = 3
 _KEY = "tenant TEXT NOT NULL, device TEXT NOT NULL, stream TEXT NOT NULL, epoch TEXT NOT NULL"
 _SCHEMA = f"""
 CREATE TABLE records (
@@ -33,22 +35,21 @@ CREATE TABLE runs (
     PRIMARY KEY (tenant, device, stream, epoch, first)
 ) WITHOUT ROWID;
 CREATE INDEX untold ON runs (since_ms) WHERE told = 0;
-CREATE TABLE gone (
-    {_KEY}, first INTEGER NOT NULL, last INTEGER NOT NULL,
-    PRIMARY KEY (tenant, device, stream, epoch, first)
-) WITHOUT ROWID;
 CREATE TABLE gaps (
-    {_KEY}, first INTEGER NOT NULL, last INTEGER NOT NULL, explained INTEGER NOT NULL, at_ms INTEGER NOT NULL
+    {_KEY}, first INTEGER NOT NULL, last INTEGER NOT NULL, explained INTEGER NOT NULL, at_ms INTEGER NOT NULL,
+    elsewhere INTEGER NOT NULL DEFAULT 0
 );
 """
+# What version 2 knew of lost rows beyond a gap it had not acknowledged: devices name them again.
+_FROM_2 = "DROP TABLE gone; ALTER TABLE gaps ADD COLUMN elsewhere INTEGER NOT NULL DEFAULT 0"
 _MINE = "tenant = ? AND device = ? AND stream = ? AND epoch = ?"
 _ADD_RECORD = "INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _ADD_MARK = "INSERT OR IGNORE INTO marks VALUES (?, ?, ?, ?, 0)"
 _ADD_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_ADD_GONE = """
-INSERT INTO gone VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET last = max(last, excluded.last)"""
-_ADD_GAP = "INSERT INTO gaps VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-# What one acknowledgement names beyond the first gap.
+_ADD_GAP = """
+INSERT INTO gaps (tenant, device, stream, epoch, first, last, explained, elsewhere, at_ms)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+# What is acknowledged beyond the first gap, besides what has just come.
 _RUNS_TOLD = 64
 
 
@@ -64,8 +65,8 @@ class Stream(NamedTuple):
 class Progress(NamedTuple):
     """How far a stream is acknowledged now (0: not at all), and the gaps to report.
 
-    `have`: runs of rows that are stored beyond the first open gap; `missing`: rows that are not here
-    between them, and of which the device has not said that they are gone.
+    `have`: runs of rows beyond the first open gap that are stored or explained, those at least that something
+    has just come of; `missing`: rows between all of them that are not here, and not explained.
     """
 
     stream: Stream
@@ -73,6 +74,16 @@ class Progress(NamedTuple):
     gaps: list[Gap]
     have: list[tuple[int, int]]
     missing: int
+
+
+@dataclass(slots=True)
+class _News:
+    """What has just come of one stream."""
+
+    new: list[int] = field(default_factory=list)
+    rows: set[Range] = field(default_factory=set)
+    gone: set[Range] = field(default_factory=set)
+    acked: set[Range] = field(default_factory=set)
 
 
 class Inventory:
@@ -108,17 +119,19 @@ class Inventory:
         """
         with self._translated(), self._transaction():
             new = [self._insert(tenant, device, record, now_ms) for tenant, device, record in records]
-            fresh: dict[Stream, list[int]] = {}
+            fresh: defaultdict[Stream, _News] = defaultdict(_News)
             for (tenant, device, r), is_new in zip(records, new, strict=True):
-                seqs = fresh.setdefault(Stream(tenant, device, r.stream, r.epoch), [])
-                seqs += [r.seq] if is_new else []
+                news = fresh[Stream(tenant, device, r.stream, r.epoch)]
+                news.new += [r.seq] if is_new else []
+                news.rows.add((r.seq, r.seq))
+                news.acked.add((r.seq - r.acked, r.seq - 1))
                 for gone in r.gone:
-                    stream = Stream(tenant, device, gone.stream, gone.epoch)
-                    fresh.setdefault(stream, [])
-                    self._db.execute(_ADD_GONE, (*stream, gone.first, gone.last))
+                    news = fresh[Stream(tenant, device, gone.stream, gone.epoch)]
+                    news.gone.add((gone.first, gone.last))
+                    news.acked.add((gone.first - gone.acked, gone.first - 1))
             for stream in self._impatient(now_ms):
-                fresh.setdefault(stream, [])
-            return new, [self._settle(stream, seqs, now_ms) for stream, seqs in sorted(fresh.items())]
+                fresh[stream]  # it has no news, but is looked at
+            return new, [self._settle(stream, fresh[stream], now_ms) for stream in sorted(fresh)]
 
     def _insert(self, tenant: str, device: str, record: wire.Record, now_ms: int) -> bool:
         payload = canonical.to_bytes(record.payload).decode()
@@ -126,7 +139,7 @@ class Inventory:
         row = (*key, record.seq, record.lost, now_ms, payload)
         return self._db.execute(_ADD_RECORD, row).rowcount == 1
 
-    def _settle(self, stream: Stream, seqs: Sequence[int], now_ms: int) -> Progress:
+    def _settle(self, stream: Stream, news: _News, now_ms: int) -> Progress:
         self._db.execute(_ADD_MARK, stream)
         (seq,) = self._db.execute(f"SELECT seq FROM marks WHERE {_MINE}", stream).fetchone()  # noqa: S608
         before = [
@@ -136,21 +149,22 @@ class Inventory:
                 stream,
             )
         ]
-        gone = self._db.execute(
-            f"SELECT first, last FROM gone WHERE {_MINE}",  # noqa: S608
-            stream,
-        ).fetchall()
-        runs = watermark.add(before, (s for s in seqs if s > seq), now_ms)
-        moved = watermark.advance(seq, runs, gone, now_ms=now_ms, patience_ms=self._patience_ms)
+        runs = watermark.add(before, (s for s in news.new if s > seq), now_ms)
+        gaps: list[Gap] = []
+        for told, elsewhere in ((news.gone, False), (news.acked, True)):
+            explained = watermark.unsettled(seq, runs, told)
+            gaps += [Gap(*hole, explained=True, elsewhere=elsewhere) for hole in explained]
+            runs = watermark.add_ranges(runs, explained, now_ms)
+        moved = watermark.advance(seq, runs, now_ms=now_ms, patience_ms=self._patience_ms)
+        gaps += moved.gaps
         if moved.seq != seq:
             self._db.execute(f"UPDATE marks SET seq = ? WHERE {_MINE}", (moved.seq, *stream))  # noqa: S608
-            self._db.execute(f"DELETE FROM gone WHERE {_MINE} AND last <= ?", (*stream, moved.seq))  # noqa: S608
         if moved.runs != before:
             self._db.execute(f"DELETE FROM runs WHERE {_MINE}", stream)  # noqa: S608
             self._db.executemany(_ADD_RUN, [(*stream, *run) for run in moved.runs])
-        self._db.executemany(_ADD_GAP, [(*stream, *gap, now_ms) for gap in moved.gaps])
-        have = [(run.first, run.last) for run in moved.runs[:_RUNS_TOLD]]
-        return Progress(stream, moved.seq, moved.gaps, have, watermark.missing(moved.seq, moved.runs, gone))
+        self._db.executemany(_ADD_GAP, [(*stream, *gap, now_ms) for gap in gaps])
+        have = watermark.to_tell(moved.runs, news.rows | news.gone, _RUNS_TOLD)
+        return Progress(stream, moved.seq, gaps, have, watermark.missing(moved.seq, moved.runs))
 
     def _impatient(self, now_ms: int) -> set[Stream]:
         """Streams with a gap that has been open for too long, and was not reported."""
@@ -163,6 +177,10 @@ class Inventory:
             tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if version == 0 and tables == 0:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {_VERSION}")
+            elif version == 2:
+                for statement in _FROM_2.split(";"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {_VERSION}")
             elif version != _VERSION:

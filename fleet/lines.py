@@ -10,6 +10,7 @@ from edge_contract import canonical, wire
 from fleet.inventory import Progress
 from fleet.render import at, clean, size
 from fleet.watch import Doubled, Item, Seen, Turned, Unreadable
+from fleet.watermark import Gap
 
 
 def to_line(item: Item, now_ms: int) -> str:
@@ -28,8 +29,7 @@ def to_line(item: Item, now_ms: int) -> str:
     if isinstance(item, Unreadable):
         return clean(f"{at(now_ms)} {item.device} sent something unreadable: {item.problem}")
     return "\n".join(
-        f"{at(now_ms)} {item.stream.device} {item.stream.stream} rows {gap.first} to {gap.last} "
-        f"{'are lost: the device had no room for them' if gap.explained else 'have not come (unexplained)'}"
+        f"{at(now_ms)} {item.stream.device} {item.stream.stream} rows {gap.first} to {gap.last} {_why(gap)}"
         for gap in item.gaps
     )
 
@@ -47,6 +47,12 @@ def to_plain(item: Item) -> list[dict[str, Any]]:
     if isinstance(item, Unreadable):
         return [{"type": "unreadable", "device": item.device, "problem": item.problem}]
     return [_gap(item, index) for index in range(len(item.gaps))]
+
+
+def _why(gap: Gap) -> str:
+    if gap.elsewhere:
+        return "are not in this database: the device had them acknowledged before, elsewhere"
+    return "are lost: the device had no room for them" if gap.explained else "have not come (unexplained)"
 
 
 def _gap(progress: Progress, index: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from fleet.roster import is_stale
 _TICK_S = 0.5
 _BATCH = 256
 _ASK_EVERY_S = 10.0
+_RUNS_AN_ACK = 64
 # A device that comes back later sends its rows again anyway.
 _ACK_LIFE_S = 60
 
@@ -126,8 +127,11 @@ class Watcher:
     def _acknowledge(self, progress: Progress) -> None:
         tenant, device, stream, epoch = progress.stream
         resend = self._may_ask(progress)
-        if progress.seq or progress.have or resend:
-            ack = wire.Ack(1, stream, epoch, progress.seq, resend, progress.have)
+        if not (progress.seq or progress.have or resend):
+            return
+        for at in range(0, max(1, len(progress.have)), _RUNS_AN_ACK):
+            have = progress.have[at : at + _RUNS_AN_ACK]
+            ack = wire.Ack(1, stream, epoch, progress.seq, resend and not at, have)
             self._bus.post(wire.Topics(tenant, device).ack, canonical.to_bytes(ack), expiry_s=_ACK_LIFE_S)
 
     def _may_ask(self, progress: Progress) -> bool:

@@ -1,19 +1,21 @@
 """Pure: how far a stream of numbered rows may be acknowledged, and which of its rows will not come.
 
-After an outage a device sends its newest rows first, so what is stored is a prefix and *runs* beyond it.
+After an outage a device sends its newest rows first, so what is settled is a prefix and *runs* beyond it.
 Both are acknowledged, and the device deletes only those rows. A gap is closed by the rows themselves or by
-the device's word that they are gone (a tombstone). A gap that stays open for a patience is reported as
-unexplained, but never acknowledged: the rows may still lie on a device that was cut off again.
+the device's word: they are gone (a tombstone), or were acknowledged, and not by us. A gap that stays open for
+a patience is reported as unexplained, but never acknowledged: the rows may still lie on a device that was
+cut off again.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
 class Run(NamedTuple):
-    """Stored rows without a gap, beyond an open one. `told`: the gap before it was reported."""
+    """Stored or explained rows, beyond an open gap. `told`: the gap before it was reported."""
 
     first: int
     last: int
@@ -22,15 +24,18 @@ class Run(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Rows that are not here. `explained` when the device said that they are gone."""
+    """Rows that are not here. `explained` when the device said why: they are gone; or, `elsewhere`, they
+    were acknowledged by another controller, or by this one before it lost its database.
+    """
 
     first: int
     last: int
     explained: bool
+    elsewhere: bool = False
 
 
 class Advance(NamedTuple):
-    """Everything up to `seq` is stored or explained; `runs` lie beyond; `gaps` are to be reported now."""
+    """Everything up to `seq` is stored or explained; `runs` lie beyond; `gaps` were open for too long."""
 
     seq: int
     runs: list[Run]
@@ -41,9 +46,14 @@ Range = tuple[int, int]
 
 
 def add(runs: Sequence[Run], seqs: Iterable[int], now_ms: int) -> list[Run]:
-    """`runs` with these stored rows beside or between them."""
+    """`runs` with these rows beside or between them."""
+    return add_ranges(runs, ((seq, seq) for seq in seqs), now_ms)
+
+
+def add_ranges(runs: Sequence[Run], ranges: Iterable[Range], now_ms: int) -> list[Run]:
+    """`runs` with these ranges beside, between or across them."""
     merged: list[Run] = []
-    for run in sorted([*runs, *(Run(seq, seq, now_ms) for seq in seqs)]):
+    for run in sorted([*runs, *(Run(first, last, now_ms) for first, last in ranges)]):
         if merged and run.first <= merged[-1].last + 1:
             last = max(merged[-1].last, run.last)
             merged[-1] = merged[-1]._replace(last=last)
@@ -52,41 +62,45 @@ def add(runs: Sequence[Run], seqs: Iterable[int], now_ms: int) -> list[Run]:
     return merged
 
 
-def advance(
-    seq: int, runs: Sequence[Run], gone: Sequence[Range], *, now_ms: int, patience_ms: int
-) -> Advance:
-    """Move `seq` over stored and explained rows; find gaps that were open for too long."""
-    ends = merge(gone)
-    gaps: list[Gap] = []
+def unsettled(seq: int, runs: Sequence[Run], ranges: Iterable[Range]) -> list[Range]:
+    """What of these ranges is neither in the prefix up to `seq` nor in a run."""
+    known = [(1, seq), *((run.first, run.last) for run in runs)] if seq else [(r.first, r.last) for r in runs]
+    return [hole for first, last in merge(ranges) for hole in holes(max(1, first), last, known)]
+
+
+def advance(seq: int, runs: Sequence[Run], *, now_ms: int, patience_ms: int) -> Advance:
+    """Move `seq` over the runs that reach it; find gaps that were open for too long."""
     left = list(runs)
-    while True:
-        if left and left[0].first <= seq + 1:
-            seq = max(seq, left.pop(0).last)
-            continue
-        stop = left[0].first - 1 if left else None
-        end = next((last for first, last in ends if first <= seq + 1 <= last), None)
-        if end is None:
-            break
-        end = end if stop is None else min(end, stop)
-        gaps.append(Gap(seq + 1, end, explained=True))
-        seq = end
+    while left and left[0].first <= seq + 1:
+        seq = max(seq, left.pop(0).last)
+    gaps: list[Gap] = []
     before = seq
     for index, run in enumerate(left):
         if not run.told and now_ms - run.since_ms >= patience_ms:
-            gaps += [Gap(*hole, explained=False) for hole in holes(before + 1, run.first - 1, ends)]
+            gaps.append(Gap(before + 1, run.first - 1, explained=False))
             left[index] = run._replace(told=True)
         before = run.last
     return Advance(seq, left, gaps)
 
 
-def missing(seq: int, runs: Sequence[Run], gone: Sequence[Range]) -> int:
+def missing(seq: int, runs: Sequence[Run]) -> int:
     """How many rows between `seq` and the last run are neither here nor explained."""
-    ends = merge(gone)
-    count, before = 0, seq
-    for run in runs:
-        count += sum(last - first + 1 for first, last in holes(before + 1, run.first - 1, ends))
-        before = run.last
-    return count
+    return runs[-1].last - seq - sum(run.last - run.first + 1 for run in runs) if runs else 0
+
+
+def to_tell(runs: Sequence[Run], news: Iterable[Range], limit: int) -> list[Range]:
+    """The runs that something has just come of, and of the others the first ones up to a limit.
+
+    Else rows beyond many gaps would be sent, and sent again, until the last gap before them is closed.
+    """
+    came = merge(news)
+    firsts = [first for first, _ in came]
+    told = []
+    for index, run in enumerate(runs):
+        at = bisect_right(firsts, run.last) - 1
+        if index < limit or (at >= 0 and came[at][1] >= run.first):
+            told.append((run.first, run.last))
+    return told
 
 
 def merge(ranges: Iterable[Range]) -> list[Range]:

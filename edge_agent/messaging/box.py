@@ -28,8 +28,17 @@ __all__ = ["Box", "Damaged", "Put", "Row"]
 _INSERT = "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 # A row at a time is too slow while the network is away and every put evicts.
 _EVICTED_AT_ONCE = 8
-# What one record can name. A controller acknowledges these, then come the next.
+# What one record can name; the next one names the next.
 _GONE_TOLD = 16
+_NONE_TOLD = ("", "", 0)
+# How many numbers directly before one of `k` belong to no row and no tombstone.
+_ACKED = """, k.{0} - 1 - MAX(
+    COALESCE((SELECT MAX(r.seq) FROM rows r
+        WHERE r.stream = k.stream AND r.epoch = k.epoch AND r.seq < k.{0}), 0),
+    COALESCE((SELECT g.last FROM gone g WHERE g.stream = k.stream AND g.epoch = k.epoch AND g.first < k.{0}
+        ORDER BY g.first DESC LIMIT 1), 0))"""
+_ROWS = f"SELECT id, {boxfile.ROW}" + _ACKED.format("seq")
+_GONE = "SELECT stream, epoch, first, last, crc" + _ACKED.format("first")
 
 
 class Put(NamedTuple):
@@ -64,6 +73,10 @@ class Box:
         self.epoch: str = heir_of.epoch if heir_of else uuid.uuid4().hex[:12]
         # (numbered, lost) of this epoch, as of the last transaction that surely was.
         self._counts: dict[str, tuple[int, int]] = dict(heir_of._counts) if heir_of else {}
+        # Only of an epoch that was here from its first number on is it certain that what is not here, and not
+        # gone, was acknowledged; a heir does not see what lies on the disk.
+        self._whole_epoch = "" if heir_of else self.epoch
+        self._told = _NONE_TOLD
         self._db, self.dropped = boxfile.open_file(path)
         try:
             self.bytes = self._size()
@@ -129,21 +142,21 @@ class Box:
         """
         try:
             found = self._db.execute(
-                f"SELECT id, {boxfile.ROW} FROM rows"  # noqa: S608
-                " WHERE priority = ? AND id > ? AND id <= ? ORDER BY id LIMIT ?",
+                _ROWS + " FROM rows k WHERE priority = ? AND id > ? AND id <= ? ORDER BY id LIMIT ?",
                 (priority, after_id, until_id, limit),
             ).fetchall()
             gone = self._told_gone() if found else b""
             lost = boxfile.lost_counts(self._db) if found else {}
         except FAULTS as e:
             raise storage_fault(e) from e
-        if not all(whole(row[1:]) for row in found):
+        if not all(whole(row[1:-1]) for row in found):
             raise StorageFault(
                 Reason.STORAGE_FAULT, "outbox: a row does not match its checksum", "check the device's disk"
             )
         return [
-            Row(id_, stream, epoch, seq, rank, _record(stream, epoch, seq, lost, gone, payload))
-            for id_, stream, epoch, seq, rank, _, payload, _ in found
+            Row(id_, stream, epoch, seq, rank, _record(stream, epoch, seq, acked, lost, gone, payload))
+            for id_, stream, epoch, seq, rank, _, payload, _, before in found
+            for acked in [before if epoch == self._whole_epoch else 0]
         ]
 
     def depth(self) -> int:
@@ -225,7 +238,8 @@ class Box:
             ).fetchall()
             self.bytes -= sum(size for _, size in rows)
             yield from (id_ for id_, _ in rows)
-        self._db.execute("DELETE FROM gone WHERE stream = ? AND epoch = ? AND last <= ?", (*key, ack.seq))
+            known = "DELETE FROM gone WHERE stream = ? AND epoch = ? AND first >= ? AND last <= ?"
+            self._db.execute(known, (*key, first, last))
 
     def _evict(self) -> set[int]:
         removed: set[int] = set()
@@ -260,12 +274,20 @@ class Box:
         return {stream: (seq, lost) for stream, seq, lost in found}
 
     def _told_gone(self) -> bytes:
-        found = self._db.execute(
-            "SELECT stream, epoch, first, last, crc FROM gone ORDER BY epoch, first LIMIT ?", (_GONE_TOLD,)
-        ).fetchall()
-        names = ("stream", "epoch", "first", "last")
-        told = [dict(sorted(zip(names, row[:-1], strict=True))) for row in found if whole(row)]
+        """Those that follow the last told ones; after the end, the first again."""
+        later = " FROM gone k WHERE (stream, epoch, first) > (?, ?, ?) ORDER BY stream, epoch, first LIMIT ?"
+        found: list[tuple[Any, ...]] = []
+        for start in (self._told, _NONE_TOLD):
+            found = found or self._db.execute(_GONE + later, (*start, _GONE_TOLD)).fetchall()
+        self._told = found[-1][:3] if found else _NONE_TOLD
+        told = [self._tombstone(*row) for row in found if whole(row[:5])]
         return b'"gone":' + json.dumps(told, separators=(",", ":")).encode() + b"," if told else b""
+
+    def _tombstone(
+        self, stream: str, epoch: str, first: int, last: int, _crc: int, acked: int
+    ) -> dict[str, Any]:
+        known = {"acked": acked} if acked and epoch == self._whole_epoch else {}
+        return {**known, "epoch": epoch, "first": first, "last": last, "stream": stream}
 
     @contextmanager
     def _transaction(self, *, durable: bool = False) -> Iterator[None]:
@@ -288,10 +310,17 @@ class Box:
 
 
 def _record(
-    stream: str, epoch: str, seq: int, lost: dict[tuple[str, str], int], gone: bytes, payload: bytes
+    stream: str,
+    epoch: str,
+    seq: int,
+    acked: int,
+    lost: dict[tuple[str, str], int],
+    gone: bytes,
+    payload: bytes,
 ) -> bytes:
     """The bytes of a wire.Record around a payload that is canonical already."""
-    return b'{"epoch":"%s",%s"lost":%d,"payload":%s,"schema":1,"seq":%d,"stream":"%s"}' % (
+    return b'{%s"epoch":"%s",%s"lost":%d,"payload":%s,"schema":1,"seq":%d,"stream":"%s"}' % (
+        b'"acked":%d,' % acked if acked else b"",
         epoch.encode(),
         gone,
         lost.get((stream, epoch), 0),

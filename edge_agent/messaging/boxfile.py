@@ -123,6 +123,10 @@ def tell_gone(db: sqlite3.Connection, names: list[Name]) -> None:
             "SELECT first FROM gone WHERE stream = ? AND epoch = ? AND last = ?", (*key, first - 1)
         ).fetchone()
         first = before[0] if before else first
+        after = db.execute(
+            "DELETE FROM gone WHERE stream = ? AND epoch = ? AND first = ? RETURNING last", (*key, last + 1)
+        ).fetchall()
+        last = after[0][0] if after else last
         db.execute("INSERT OR REPLACE INTO gone VALUES (?, ?, ?, ?, ?)", sealed(*key, first, last))
 
 

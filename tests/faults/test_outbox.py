@@ -71,6 +71,18 @@ class Rig:
         process.wait()
         (self.start_device if which == "agent" else self.start_watch)()
 
+    def lose_database(self) -> Path:
+        """The controller is killed and starts with an empty database; returns where the old one is."""
+        assert self.watch is not None
+        self.watch.kill()
+        self.watch.wait()
+        old = self.folder / "old"
+        old.mkdir()
+        for path in self.folder.glob("fleet.db*"):
+            path.rename(old / path.name)
+        self.start_watch()
+        return old / self.db.name
+
     def close(self) -> None:
         for process in (self.device, self.watch):
             if process is not None:
@@ -88,18 +100,27 @@ class Rig:
 
     # what came of it
 
-    def stored(self) -> dict[tuple[str, str, int], int]:
-        """(stream, epoch, seq) → number of every row that the controller holds."""
+    def stored(self, path: Path | None = None) -> dict[tuple[str, str, int], int]:
+        """(stream, epoch, seq) → number of every row that the controller holds, or did in another file."""
         query = "SELECT stream, epoch, seq, json_extract(payload, '$.n') FROM records"
-        return {(stream, epoch, seq): n for stream, epoch, seq, n in self._query(query)}
+        return {(stream, epoch, seq): n for stream, epoch, seq, n in self._query(query, path)}
 
     def gone(self) -> set[tuple[str, str, int]]:
         """Rows that the controller knows to be lost: those the device named."""
         query = "SELECT stream, epoch, first, last FROM gaps WHERE explained"
         return {(s, e, seq) for s, e, first, last in self._query(query) for seq in range(first, last + 1)}
 
-    def _query(self, query: str) -> list[tuple[str, str, int, int]]:
-        db = sqlite3.connect(f"file:{self.db}?mode=ro", uri=True)
+    def elsewhere(self) -> set[tuple[str, str, int]]:
+        """Rows of which the device says that they were acknowledged, but not from this database."""
+        query = "SELECT stream, epoch, first, last FROM gaps WHERE elsewhere"
+        return {(s, e, seq) for s, e, first, last in self._query(query) for seq in range(first, last + 1)}
+
+    def open_gaps(self) -> int:
+        """Streams in which rows are missed."""
+        return len(self._query("SELECT stream, epoch, first, last FROM runs"))
+
+    def _query(self, query: str, path: Path | None = None) -> list[tuple[str, str, int, int]]:
+        db = sqlite3.connect(f"file:{path or self.db}?mode=ro", uri=True)
         try:
             return list(db.execute(query))
         finally:
@@ -187,6 +208,24 @@ def test_kills_while_the_outbox_overflows(tmp_path: Path, cases: Cases) -> None:
         assert lost > 1000
         newest = max(row.number for row in committed(made.folder))
         assert newest in made.stored().values()
+
+
+def test_a_controller_whose_database_is_lost_while_rows_flow(tmp_path: Path, cases: Cases) -> None:
+    """The rows of the old one are no hole that the new one waits for; none is lost, none is invented."""
+    with rig(tmp_path, rows=3000, outbox_bytes=8 << 20, rows_a_turn=10) as made:
+        wait_for(lambda: len(made.stored()) > 300, "rows in the first database", every_s=0.02)
+        old = made.lose_database()
+        cases.add("outbox flow: controller", "database lost")
+        finish(made, 40)
+        before, after = made.stored(old), made.stored()
+        told = list(committed(made.folder))
+        assert {row.number for row in told} == set(before.values()) | set(after.values())
+        assert set() < made.elsewhere() <= before.keys()
+        assert made.gone() == made.elsewhere()
+        assert made.open_gaps() == 0
+        settled = after.keys() | made.elsewhere()
+        newest = {key[:2]: 0 for key in after} | {key[:2]: key[2] for key in sorted(after)}
+        assert {row[:3] for row in told if row.seq <= newest.get(row[:2], 0)} == settled
 
 
 @pytest.mark.thorough

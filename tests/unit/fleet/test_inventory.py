@@ -17,10 +17,15 @@ TEL = Stream("t", "a", "tel", "e1")
 
 
 def record(
-    seq: int, *, epoch: str = "e1", stream: Any = "tel", gone: tuple[tuple[int, int], ...] = ()
+    seq: int,
+    *,
+    epoch: str = "e1",
+    stream: Any = "tel",
+    gone: tuple[tuple[int, int], ...] = (),
+    acked: int = 0,
 ) -> wire.Record:
     told = [wire.Gone(stream, epoch, first, last) for first, last in gone]
-    return wire.Record(1, stream, epoch, seq, 0, {"n": seq}, told)
+    return wire.Record(1, stream, epoch, seq, 0, {"n": seq}, told, acked)
 
 
 def take(
@@ -84,6 +89,58 @@ def test_gaps_are_kept_and_told_once(path: Path) -> None:
         assert progress == Progress(TEL, 4, [Gap(5, 5, False)], [(6, 6)], missing=1)
         assert inventory.take([], 5000) == ([], [])
     assert rows_of(path, "SELECT first, last, explained FROM gaps") == [(2, 3, 1), (5, 5, 0)]
+
+
+def test_what_a_lost_database_had_acknowledged_is_told_as_such(path: Path) -> None:
+    """The device has these rows no more: a gap for ever, if it did not say so."""
+    with Inventory(path, patience_ms=1000) as inventory:
+        _, (progress,) = take(inventory, record(51, acked=50), record(60, acked=5))
+        elsewhere = [Gap(1, 50, True, elsewhere=True), Gap(55, 59, True, elsewhere=True)]
+        assert progress == Progress(TEL, 51, elsewhere, [(55, 60)], missing=3)
+        # What is here already is no gap, whoever acknowledged it.
+        _, (progress,) = take(inventory, record(52), record(53), record(54), record(61, acked=60))
+        assert progress == Progress(TEL, 61, [], [], missing=0)
+        # A device that comes back with them after all (a restored card) is heard.
+        assert take(inventory, record(7)) == ([True], [Progress(TEL, 61, [], [], 0)])
+    found = rows_of(path, "SELECT first, last, explained, elsewhere FROM gaps")
+    assert found == [(1, 50, 1, 1), (55, 59, 1, 1)]
+
+
+def test_a_tombstone_tells_what_was_acknowledged_before_it(path: Path) -> None:
+    old = Stream("t", "a", "event", "old")
+    told = wire.Record(1, "tel", "e1", 1, 0, {}, [wire.Gone("event", "old", 11, 12, acked=10)])
+    with Inventory(path, patience_ms=1000) as inventory:
+        progress = next(p for p in take(inventory, told)[1] if p.stream == old)
+    assert progress == Progress(old, 12, [Gap(11, 12, True), Gap(1, 10, True, elsewhere=True)], [], 0)
+
+
+def test_a_loss_beyond_a_gap_is_told_and_acknowledged_at_once(path: Path) -> None:
+    with Inventory(path, patience_ms=1000) as inventory:
+        _, (progress,) = take(inventory, record(9, gone=((5, 6),)))
+        assert progress == Progress(TEL, 0, [Gap(5, 6, True)], [(5, 6), (9, 9)], missing=4 + 2)
+        assert take(inventory, record(9, gone=((5, 6),)))[1][0].gaps == []
+
+
+def test_what_comes_beyond_many_gaps_is_acknowledged(path: Path) -> None:
+    with Inventory(path, patience_ms=1000) as inventory:
+        _, (progress,) = take(inventory, *(record(seq) for seq in range(2, 602, 2)))
+        assert progress.have == [(seq, seq) for seq in range(2, 602, 2)]
+        # Sent again, because the acknowledgement was lost.
+        _, (progress,) = take(inventory, record(500), record(7, gone=((551, 551),)))
+        assert progress.have[-2:] == [(500, 500), (550, 552)]
+        assert len(progress.have) == 64 + 2
+
+
+def test_a_file_of_the_version_before_goes_on(path: Path) -> None:
+    with Inventory(path, patience_ms=1000) as inventory:
+        take(inventory, record(1), record(5))
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE gaps DROP COLUMN elsewhere")
+        db.execute("CREATE TABLE gone (first INTEGER)")
+        db.execute("PRAGMA user_version = 2")
+    db.close()
+    with Inventory(path, patience_ms=1000) as inventory:
+        assert take(inventory, record(6, acked=5))[1][0].gaps == [Gap(2, 4, True, elsewhere=True)]
 
 
 def test_a_stream_of_which_nothing_ever_came_is_explained_by_another(path: Path) -> None:

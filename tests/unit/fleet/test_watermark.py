@@ -5,7 +5,19 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.watermark import Advance, Gap, Run, add, advance, holes, merge, missing
+from fleet.watermark import (
+    Advance,
+    Gap,
+    Run,
+    add,
+    add_ranges,
+    advance,
+    holes,
+    merge,
+    missing,
+    to_tell,
+    unsettled,
+)
 
 PATIENCE_MS = 1000
 
@@ -14,8 +26,12 @@ def runs(*ranges: tuple[int, int], at_ms: int = 0) -> list[Run]:
     return [Run(first, last, at_ms) for first, last in ranges]
 
 
-def move(seq: int, found: list[Run], *gone: tuple[int, int], now_ms: int = 0) -> Advance:
-    return advance(seq, found, gone, now_ms=now_ms, patience_ms=PATIENCE_MS)
+def move(seq: int, found: list[Run], *told: tuple[int, int], now_ms: int = 0) -> Advance:
+    """With ranges that the device has explained; these come before the gaps of impatience."""
+    explained = unsettled(seq, found, told)
+    found = add_ranges(found, explained, now_ms)
+    moved = advance(seq, found, now_ms=now_ms, patience_ms=PATIENCE_MS)
+    return moved._replace(gaps=[*(Gap(*hole, True) for hole in explained), *moved.gaps])
 
 
 def test_rows_become_runs() -> None:
@@ -43,11 +59,13 @@ def test_rows_that_the_device_calls_gone_are_passed() -> None:
 
 def test_a_loss_elsewhere_explains_no_gap() -> None:
     """Rows of a backlog may still come, however many others were evicted."""
-    assert move(0, runs((1, 4), (8, 8)), (20, 90)) == (4, runs((8, 8)), [])
+    assert move(0, runs((1, 4), (8, 8)), (20, 90)) == (4, runs((8, 8), (20, 90)), [Gap(20, 90, True)])
 
 
 def test_what_was_stored_before_it_was_evicted_is_no_gap() -> None:
     assert move(0, runs((1, 6)), (3, 8)) == (8, [], [Gap(7, 8, True)])
+    assert move(6, [], (0, 8)) == (8, [], [Gap(7, 8, True)])
+    assert move(0, [], (0, 0)) == (0, [], [])
 
 
 def test_an_open_gap_is_told_once_and_never_acknowledged() -> None:
@@ -62,14 +80,22 @@ def test_an_open_gap_is_told_once_and_never_acknowledged() -> None:
 
 def test_only_what_is_unexplained_of_a_gap_is_told() -> None:
     found = [Run(9, 9, 0), Run(15, 15, 600)]
-    moved = move(0, found, (3, 4), (6, 6), now_ms=1000)
+    assert move(0, found, (3, 4), (6, 6)).gaps == [Gap(3, 4, True), Gap(6, 6, True)]
+    moved = advance(0, add_ranges(found, [(3, 4), (6, 6)], 0), now_ms=1000, patience_ms=PATIENCE_MS)
     assert moved.gaps == [Gap(1, 2, False), Gap(5, 5, False), Gap(7, 8, False)]
     assert moved.seq == 0
 
 
-def test_missing_counts_what_is_neither_here_nor_gone() -> None:
-    assert missing(0, runs((5, 6), (9, 9)), [(2, 3)]) == 2 + 2
-    assert missing(6, [], []) == 0
+def test_missing_counts_what_is_neither_here_nor_explained() -> None:
+    assert missing(0, runs((2, 3), (5, 6), (9, 9))) == 1 + 1 + 2
+    assert missing(6, []) == 0
+
+
+def test_what_has_just_come_is_told_however_many_gaps_lie_before_it() -> None:
+    found = runs((2, 3), (5, 6), (8, 9), (11, 20))
+    assert to_tell(found, [], 2) == [(2, 3), (5, 6)]
+    assert to_tell(found, [(12, 12), (9, 10)], 1) == [(2, 3), (8, 9), (11, 20)]
+    assert to_tell(found, [(1, 1), (7, 7), (30, 31)], 0) == []
 
 
 def test_ranges() -> None:
@@ -97,7 +123,7 @@ def test_invariants(seqs: set[int], gone: list[tuple[int, int]], rng: object) ->
     known = seqs | gone_seqs
     expected = next(s for s in range(62) if s + 1 not in known)
     assert seq == expected
-    assert {s for run in left for s in range(run.first, run.last + 1)} == {s for s in seqs if s > seq}
+    assert {s for run in left for s in range(run.first, run.last + 1)} == {s for s in known if s > seq}
     # What is called lost was said to be gone.
     assert explained <= gone_seqs
     assert set(range(1, seq + 1)) - seqs <= explained

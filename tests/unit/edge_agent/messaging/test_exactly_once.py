@@ -32,8 +32,14 @@ class World:
         self.down: list[bytes] = []
         self.loss = 0.2
         self._number = 0
-        self.inventory = Inventory(folder / "fleet.db", patience_ms=5_000)
+        self.databases: list[Path] = []
+        self.start_controller()
         self.start()
+
+    def start_controller(self) -> None:
+        """With a database that knows nothing."""
+        self.databases.append(self.folder / f"fleet{len(self.databases)}.db")
+        self.inventory = Inventory(self.databases[-1], patience_ms=5_000)
 
     def start(self) -> None:
         path = self.folder / "outbox.db"
@@ -103,9 +109,9 @@ class World:
         self.rng.shuffle(arrived)
         return arrived
 
-    def stored(self) -> tuple[dict[tuple[str, str, int], int], set[tuple[str, str, int]]]:
-        """What the controller holds, and what it knows to be gone."""
-        db = sqlite3.connect(self.folder / "fleet.db")
+    def stored(self, number: int = -1) -> tuple[dict[tuple[str, str, int], int], set[tuple[str, str, int]]]:
+        """What the controller holds, and what it knows to be gone (or to have been acknowledged before)."""
+        db = sqlite3.connect(self.databases[number])
         query = "SELECT stream, epoch, seq, json_extract(payload, '$.n') FROM records"
         rows = {(s, e, q): n for s, e, q, n in db.execute(query)}
         query = "SELECT stream, epoch, first, last FROM gaps WHERE explained"
@@ -162,3 +168,41 @@ def test_every_row_arrives_once_or_is_known_to_be_gone(tmp_path: Path, seed: int
         assert gone == set()
     world.outbox.close(world.now_ms)
     world.inventory.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("outbox_bytes", [400, 2_000, 100_000])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_controller_that_loses_its_database_leaves_no_hole(
+    tmp_path: Path, seed: int, outbox_bytes: int
+) -> None:
+    """In mid-flow: the running epoch waits for nothing that the device does not have any more."""
+    world = World(tmp_path, random.Random(seed), outbox_bytes)
+    for _ in range(3):
+        live(world, 80)
+        world.inventory.__exit__(None, None, None)
+        world.start_controller()
+    live(world, 80)
+    settle(world)
+    known: set[tuple[str, str, int]] = set()
+    said: set[tuple[str, str, int]] = set()
+    for number in range(len(world.databases)):
+        rows, gone = world.stored(number)
+        assert {key: n for key, n in rows.items() if world.put.get(key) != n} == {}
+        elsewhere = ranges(world.databases[number], "gaps WHERE elsewhere")
+        assert elsewhere <= known, "what is said to have been acknowledged before was"
+        known |= rows.keys() | (gone - elsewhere)
+        said |= elsewhere
+    assert world.put.keys() - known == set()
+    waiting = {row[1] for row in ranges(world.databases[-1], "runs")}
+    assert world.outbox.epoch not in waiting, "in the newest database nothing is missed"
+    assert said != set()
+    assert world.outbox._box._scalar("SELECT COUNT(*) FROM gone") == 0
+    world.outbox.close(world.now_ms)
+    world.inventory.__exit__(None, None, None)
+
+
+def ranges(database: Path, table: str) -> set[tuple[str, str, int]]:
+    db = sqlite3.connect(database)
+    found = db.execute(f"SELECT stream, epoch, first, last FROM {table}").fetchall()
+    db.close()
+    return {(s, e, q) for s, e, a, b in found for q in range(a, b + 1)}

@@ -267,6 +267,69 @@ def test_evicted_rows_are_named_until_the_controller_knows(opened: Open) -> None
     assert gone(outbox) == set()
 
 
+def test_many_tombstones_are_named_in_turn_and_forgotten_one_by_one(opened: Open) -> None:
+    outbox = opened(max_bytes=10**6)
+    for i in range(100):
+        outbox.put(
+            "event", {"n": i}, priority=ALERT if i % 2 else EVENT, now_ms=0, life_s=1 if i % 2 else DAY_S
+        )
+    outbox.flush(0)
+    epoch = outbox.epoch
+    outbox.flush(70_000)  # every other row was not to wait so long
+    told: list[set[tuple[str, int, int]]] = []
+    for _ in range(5):
+        (record, *_) = records(outbox, 70_000)
+        assert len(record.gone) <= 16
+        told.append({(g.stream, g.first, g.last) for g in record.gone})
+    every = {("event", seq, seq) for seq in range(2, 101, 2)}
+    assert set.union(*told[:4]) == every
+    assert told[4] == told[0]
+    outbox.acknowledged(wire.Ack(1, "event", epoch, 0, have=[(50, 50), (90, 97)]))
+    outbox.flush(70_000)
+    left = set.union(*({(g.stream, g.first, g.last) for g in records(outbox)[0].gone} for _ in range(4)))
+    assert left == every - {("event", seq, seq) for seq in (50, 90, 92, 94, 96)}
+
+
+def test_tombstones_that_touch_are_one(opened: Open) -> None:
+    outbox = opened(max_bytes=10**6)
+    for i in range(9):
+        outbox.put("event", {"n": i}, priority=EVENT, now_ms=0, life_s=[1, 100, 1000][i % 3])
+    outbox.flush(0)
+    for at_ms, expected in ((70_000, {(1, 1), (4, 4), (7, 7)}), (140_000, {(1, 2), (4, 5), (7, 8)})):
+        outbox.flush(at_ms)
+        assert {(first, last) for _, first, last in gone(outbox)} == expected
+    outbox.put("event", {"n": 10}, priority=EVENT, now_ms=140_000, life_s=DAY_S)
+    outbox.flush(1_140_000)
+    assert gone(outbox) == {("event", 1, 9)}
+
+
+def test_rows_tell_how_many_before_them_were_acknowledged(opened: Open) -> None:
+    """So that a controller which has lost its database does not wait for them."""
+    outbox = opened()
+    for i in range(9):
+        put(outbox, "event", i)
+    assert [r.acked for r in records(outbox)] == [0] * 9
+    ack(outbox, "event", 2, (4, 5), (8, 8))
+    assert [(r.seq, r.acked) for r in records(outbox)] == [(3, 2), (6, 2), (7, 0), (9, 1)]
+    outbox._box._drop("seq = ?", (6,))
+    found = records(outbox)
+    assert [(r.seq, r.acked) for r in found] == [(3, 2), (7, 0), (9, 1)]
+    assert found[0].gone == [wire.Gone("event", outbox.epoch, 6, 6, acked=2)]
+
+
+def test_memory_says_nothing_of_rows_on_the_disk(opened: Open) -> None:
+    """It goes on with the epoch, and does not see what lies on a disk that fails."""
+    outbox = opened()
+    for i in range(9):
+        put(outbox, "event", i)
+    heir = Box(None, max_bytes=1000, heir_of=outbox._box)
+    heir.apply([Put("event", EVENT, 1000, b"{}")], [], run_ms=0, durable=False)
+    (row,) = heir.after(EVENT, 0, heir.newest_id, 9)
+    heir.close()
+    assert (row.epoch, row.seq) == (outbox.epoch, 10)
+    assert wire.decode(row.data, wire.Record).acked == 0
+
+
 def test_an_alert_outlives_the_events_around_it(opened: Open) -> None:
     size = len(canonical.to_bytes({"n": "x" * 100}))
     outbox = opened(max_bytes=20 * size)
