@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.messaging.box import Box
+from edge_agent.messaging.box import Box, Put
 from edge_agent.messaging.outbox import Outbox, Row
 from edge_agent.messaging.pace import ALERT, EVENT, TELEMETRY
 from edge_contract import canonical, wire
