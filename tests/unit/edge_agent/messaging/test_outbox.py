@@ -322,6 +322,7 @@ def test_memory_says_nothing_of_rows_on_the_disk(opened: Open) -> None:
     outbox = opened()
     for i in range(9):
         put(outbox, "event", i)
+    outbox.flush(0)
     heir = Box(None, max_bytes=1000, heir_of=outbox._box)
     heir.apply([Put("event", EVENT, 1000, b"{}")], [], run_ms=0, durable=False)
     (row,) = heir.after(EVENT, 0, heir.newest_id, 9)
