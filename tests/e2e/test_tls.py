@@ -346,6 +346,7 @@ def test_a_broker_of_another_ca_is_named(
     [
         ({"hosts": ("elsewhere.example",)}, "the broker's certificate is for another host name"),
         ({"hosts": ("localhost",), "days": -1}, "the broker's certificate has expired"),
+        ({"hosts": ()}, "the broker's certificate is not one for a server (issued without its hosts)"),
     ],
 )
 def test_a_broker_with_a_wrong_certificate_is_named(
@@ -353,7 +354,8 @@ def test_a_broker_with_a_wrong_certificate_is_named(
 ) -> None:
     pki = Pki(tmp_path / "pki")
     broker = SecureMosquitto(tmp_path, pki, tenant=TENANT)
-    pki.issue("broker", **how)  # in place of the good one
+    (pki.ca.parent / "broker.pem").unlink()  # or its hosts would be taken over
+    pki.issue("broker", **how)
     with broker:
         word = first_word(config_of(pki, pki.issue(name), broker.port), name)
     assert isinstance(word, Disconnected)

@@ -190,7 +190,12 @@ def test_everything_a_device_needs_is_found_by_digest(published: Path) -> None:
 
 def test_the_same_bundle_again_is_a_no_op(published: Path, tmp_path: Path, run: Run) -> None:
     before = tree(published)
-    assert "already" in run("registry", "publish", published, tmp_path / "bundle-1.0.0").stdout
+    again = ("registry", "publish", published, tmp_path / "bundle-1.0.0")
+    told = run(*again).stdout
+    assert "already" in told
+    assert "deltas" not in told
+    told = run(*again, "--delta-from", "2.0.0").stdout
+    assert f"edge-fleet registry deltas {published} fashion@1.0.0 --from 2.0.0" in told
     assert tree(published) == before
 
 
