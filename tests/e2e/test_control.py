@@ -134,7 +134,7 @@ Forge = Callable[[Operator, BundleOnDisk], bytes]
 FORGED: dict[str, tuple[Reason, Forge]] = {
     "garbage": (Reason.MESSAGE_MALFORMED, lambda o, b: b"\x00 garbage"),
     "not an envelope": (Reason.MESSAGE_MALFORMED, lambda o, b: b'{"models": []}'),
-    "too large": (Reason.MESSAGE_MALFORMED, lambda o, b: b"[" + b"1," * 140_000 + b"1]"),
+    "too large": (Reason.MESSAGE_MALFORMED, lambda o, b: b"[" + b"1," * 133_000 + b"1]"),
     "unsigned": (Reason.UNSIGNED, lambda o, b: unsigned(o.signed_desired(b, generation=50))),
     "signed by a stranger": (Reason.UNSIGNED, lambda o, b: o.signed_desired(b, generation=50, key=STRANGER)),
     "altered": (Reason.SIGNATURE_INVALID, lambda o, b: altered(o.signed_desired(b, generation=50))),

@@ -108,6 +108,10 @@ def test_the_whole_conversation_over_mutual_tls(make: Callable[..., Line], name:
     operator.acknowledge("tel", rows[0].epoch, rows[0].seq)
     # The garbage of before came down, so reading its own topics is allowed.
     operator.wait(lambda: operator.events("refused"), "the refusal of the retained order")
+    # The acknowledgement came down before the next window's telemetry went up.
+    operator.wait(
+        lambda: operator.records(operator.topics.telemetry)[-1].seq > rows[0].seq + 1, "later telemetry"
+    )
     device.kill()
     operator.wait(lambda: operator.presence and operator.presence.status == "offline", "the will")
     assert operator.presence is not None

@@ -277,17 +277,19 @@ def test_a_damaged_form_is_passed_over_and_made_again(
     (weights,) = (site.device.layout.prepared / bundle.digest).glob("*/weights.bin")
     whole = weights.read_bytes()
     weights.unlink()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 64]) + whole[middle + 1 :]
+    damaged = flipped if damage == "flip" else whole[:middle]
     if damage != "gone":
-        middle = len(whole) // 2
-        flipped = whole[:middle] + bytes([whole[middle] ^ 64]) + whole[middle + 1 :]
-        weights.write_bytes(flipped if damage == "flip" else whole[:middle])
+        weights.write_bytes(damaged)
     restart(site)
     assert form_of(site, name) == "original"
     x = samples(4, features=64)
     answer = site.device.scores(name, x)
     np.testing.assert_allclose(answer, scores(x, features=64, classes=32, seed=3), rtol=1e-3, atol=1e-6)
 
-    wait_for(lambda: any((site.device.layout.prepared / bundle.digest).glob("*/prepared.json")), "the form")
+    made = site.device.layout.prepared / bundle.digest
+    wait_for(lambda: any(p.read_bytes() != damaged for p in made.glob("*/weights.bin")), "the form")
     wait_for(lambda: not site.device.pids("preflight"), "the end of its making")
     restart(site)
     assert form_of(site, name) == "prepared"

