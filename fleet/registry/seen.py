@@ -7,18 +7,21 @@ before approvals signed anew. So versions only rise, as they do on a device.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from edge_contract import canonical
+from edge_contract.console import os_fault
 from edge_contract.errors import BundleRejected, InputRejected, Reason
 from fleet.registry import files
 
 NAME = "registry.seen.json"
 # As much as a snapshot, which names more of each role.
 _LIMIT_BYTES = 5_000_000
+_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 
 class Seen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,11 +64,13 @@ class Mark:
             )
 
     def raise_to(self, found: Mapping[str, int]) -> None:
-        """Keep what was signed or seen. Raises InputRejected when it cannot be kept."""
+        """Keep what was signed or seen. Raises InputRejected, or StorageFault by the disk."""
         self._highest = _highest(self._highest, found)
         try:
             files.write(self.path, canonical.to_bytes(Seen(1, self._highest)), mode=0o600)
         except OSError as e:
+            if e.errno in _THE_DISK:
+                raise os_fault(e) from e
             raise InputRejected(
                 Reason.BAD_INPUT,
                 f"{self.path}: what was signed cannot be noted ({e.strerror})",
